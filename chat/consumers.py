@@ -1,0 +1,196 @@
+"""One browser tab on one conversation. Parses frames, calls one thing, formats the answer.
+
+From the browser                             To the browser
+  send {cid, text}                             ack {cid, question, reply}      after the commit
+  edit {cid, message, text}                    changed {}                      fetch the messages again
+  regenerate {message}                         reset {message, html, tail, to} answers resume
+  continue {message}                           text {message, at, to, text}    append when `at` is the cursor
+  stop {message}                               block {message, at, to, html}   replaces the tail from at to to
+  resume {message}                             status {message, ...}           queue place, loading, prefill
+                                               done {message, status}          fetch its final form
+                                               error {cid?, message}           a sentence; nothing was changed
+A cursor is a code-point offset in the reply's text, opaque to the browser. The socket only reads: a
+reply belongs to the server, and a closed tab stops nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, cast
+from uuid import UUID
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.contrib.auth.models import AnonymousUser, User
+from django.contrib.sessions.models import Session
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from chat import live
+from chat.models import Conversation, ConversationError, Message
+from localllm.gateway import database
+
+# Applications may close with 1000 or 4000-4999 only.
+CLOSE_SIGNED_OUT, CLOSE_NOT_FOUND, CLOSE_MALFORMED = 4001, 4004, 4007
+MAX_CID_CHARS = 64
+
+
+class FrameError(Exception):
+    """A frame that is not of the protocol; `str(exc)` says what was expected."""
+
+
+class ChatConsumer(AsyncWebsocketConsumer):
+    async def connect(self) -> None:
+        self.conversation_id: UUID = self.scope["url_route"]["kwargs"]["conversation_id"]
+        self.group = f"conversation.{self.conversation_id}"
+        self.readers: dict[UUID, asyncio.Task[None]] = {}
+        await self.accept()
+        if not await self._may_use():
+            return
+        await self.channel_layer.group_add(self.group, self.channel_name)
+
+    async def disconnect(self, code: int) -> None:
+        for reader in self.readers.values():
+            reader.cancel()  # ends the reading, never the reply
+        await self.channel_layer.group_discard(self.group, self.channel_name)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        cid = None
+        try:
+            frame = _parse(text_data)
+            cid = frame.get("cid")  # so that the browser knows which of its messages is meant
+            if await self._may_use():
+                await OPERATIONS[frame["type"]](self, frame)
+        except (FrameError, ConversationError) as exc:
+            await self._send({"type": "error", "cid": cid, "message": str(exc)})
+
+    # Every operation is checked anew: a right may end while the socket is open.
+
+    async def _may_use(self) -> bool:
+        code = await database.read(self._refusal)
+        if code:
+            await self.close(code)
+        return not code
+
+    def _refusal(self) -> int | None:
+        key = self.scope["session"].session_key
+        if not Session.objects.filter(session_key=key, expire_date__gt=timezone.now()).exists():
+            return CLOSE_SIGNED_OUT
+        if not User.objects.filter(pk=self._user.pk or 0, is_active=True).exists():
+            return CLOSE_SIGNED_OUT
+        return None if self._owned().exists() else CLOSE_NOT_FOUND
+
+    @property
+    def _user(self) -> User | AnonymousUser:
+        return cast(User | AnonymousUser, self.scope["user"])
+
+    def _owned(self) -> QuerySet[Conversation]:
+        return Conversation.objects.owned_by(self._user).filter(pk=self.conversation_id)
+
+    def _conversation(self) -> Conversation:
+        return self._owned().get()
+
+    def _message(self, id: UUID) -> Message:
+        message = Message.objects.filter(pk=id, conversation__in=self._owned()).select_related("parent").first()
+        if message is None:
+            raise ConversationError("This message is not in this conversation. Reload the page.")
+        return message
+
+    # Operations
+
+    async def send_message(self, frame: dict[str, Any]) -> None:
+        cid, text = _cid(frame), _text(frame)
+        question, reply = await database.write(lambda: self._conversation().send(cid, text))
+        await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
+
+    async def edit(self, frame: dict[str, Any]) -> None:
+        cid, text, id = _cid(frame), _text(frame), _message_id(frame)
+        question, reply = await database.write(lambda: self._conversation().edit(cid, self._message(id), text))
+        await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
+
+    async def regenerate(self, frame: dict[str, Any]) -> None:
+        id = _message_id(frame)
+        reply = await database.write(lambda: self._conversation().regenerate(self._message(id)))
+        await self._begin(reply, {"type": "changed"})
+
+    async def continue_reply(self, frame: dict[str, Any]) -> None:
+        id = _message_id(frame)
+        reply = await database.write(lambda: self._conversation().continue_reply(self._message(id)))
+        await self._begin(reply, {"type": "changed"})
+
+    async def stop(self, frame: dict[str, Any]) -> None:
+        id = _message_id(frame)
+        await database.read(self._message, id)
+        live.stop(id)
+
+    async def resume(self, frame: dict[str, Any]) -> None:
+        id = _message_id(frame)
+        await database.read(self._message, id)
+        if reader := self.readers.pop(id, None):
+            reader.cancel()
+        self.readers[id] = asyncio.create_task(self._read(id), name=f"reader of {id}")
+
+    async def _begin(self, reply: Message, answer: live.Frame) -> None:
+        await live.start(reply)
+        await self._send(answer)
+        await self.channel_layer.group_send(self.group, {"type": "changed", "from": self.channel_name})
+
+    # Frames to the browser
+
+    async def _read(self, id: UUID) -> None:
+        async with aclosing(live.tail(id)) as frames:
+            async for frame in frames:
+                await self._send(frame)
+        self.readers.pop(id, None)
+
+    async def changed(self, hint: dict[str, Any]) -> None:
+        if hint.get("from") != self.channel_name:
+            await self._send({"type": "changed"})
+
+    async def _send(self, frame: live.Frame) -> None:
+        await self.send(text_data=json.dumps(frame, ensure_ascii=False))
+
+
+OPERATIONS: dict[str, Callable[[ChatConsumer, dict[str, Any]], Awaitable[None]]] = {
+    "send": ChatConsumer.send_message,
+    "edit": ChatConsumer.edit,
+    "regenerate": ChatConsumer.regenerate,
+    "continue": ChatConsumer.continue_reply,
+    "stop": ChatConsumer.stop,
+    "resume": ChatConsumer.resume,
+}
+
+
+def _parse(text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise FrameError("A binary frame came; this socket takes JSON text.")
+    try:
+        frame = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FrameError("The frame is not JSON.") from None
+    if not isinstance(frame, dict) or str(frame.get("type")) not in OPERATIONS:
+        raise FrameError(f"Expected an object whose type is one of: {', '.join(OPERATIONS)}.")
+    return frame
+
+
+def _cid(frame: dict[str, Any]) -> str:
+    cid = frame.get("cid")
+    if not isinstance(cid, str) or not 0 < len(cid) <= MAX_CID_CHARS:
+        raise FrameError(f"Expected a cid of 1 to {MAX_CID_CHARS} characters.")
+    return cid
+
+
+def _text(frame: dict[str, Any]) -> str:
+    text = frame.get("text")
+    if not isinstance(text, str):
+        raise FrameError("Expected a text.")
+    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
+
+
+def _message_id(frame: dict[str, Any]) -> UUID:
+    try:
+        return UUID(frame.get("message"))
+    except (ValueError, TypeError, AttributeError):
+        raise FrameError("Expected the id of a message.") from None

@@ -1,0 +1,304 @@
+"""Conversations as trees of messages, and the verbs on them. Knows rows; nothing of sockets or engines."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import models, transaction
+from django.db.models import Q
+from django.db.models.functions import Concat
+from django.utils import timezone
+
+from localllm.gateway.models import LanguageModel
+from localllm.inference.types import ChatRequest, SamplingParams, Usage
+from localllm.inference.types import Message as Turn
+
+MAX_TEXT_CHARS = 1_000_000
+TITLE_CHARS = 60
+
+
+class ConversationError(Exception):
+    """The conversation cannot do that now; `str(exc)` is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Where a message stands among its siblings, as in `‹ 2/3 ›`."""
+
+    number: int
+    count: int
+    previous_id: uuid.UUID | None
+    next_id: uuid.UUID | None
+
+
+class ConversationQuerySet(models.QuerySet["Conversation"]):
+    def owned_by(self, user: User | AnonymousUser) -> ConversationQuerySet:
+        return self.filter(owner_id=user.pk) if user.pk else self.none()
+
+
+class Conversation(models.Model):
+    """A tree of messages; `leaf` is the last message of the branch that is shown."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="conversations")
+    title = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(default=timezone.now, db_index=True)
+    is_pinned = models.BooleanField(default=False)
+    is_archived = models.BooleanField(default=False)
+    leaf = models.ForeignKey("Message", null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
+
+    # Empty means: as the model has it
+    model = models.ForeignKey(LanguageModel, null=True, blank=True, on_delete=models.SET_NULL)
+    system_prompt = models.TextField(blank=True)
+    temperature = models.FloatField(null=True, blank=True)
+    top_p = models.FloatField(null=True, blank=True)
+    top_k = models.PositiveIntegerField(null=True, blank=True)
+    min_p = models.FloatField(null=True, blank=True)
+    repeat_penalty = models.FloatField(null=True, blank=True)
+    max_tokens = models.PositiveIntegerField(null=True, blank=True)
+    seed = models.PositiveIntegerField(null=True, blank=True)
+
+    objects = ConversationQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-updated_at",)
+
+    def __str__(self) -> str:
+        return self.title or "New chat"
+
+    # Reading
+
+    def branch(self, leaf_id: uuid.UUID | None = None) -> list[Message]:
+        """The messages from the first one to `leaf_id` (the conversation's leaf by default).
+
+        Each carries its `versions`.
+        """
+        siblings: dict[uuid.UUID | None, list[Message]] = {}
+        by_id: dict[uuid.UUID, Message] = {}
+        for message in self.messages.order_by("created_at"):
+            by_id[message.pk] = message
+            siblings.setdefault(message.parent_id, []).append(message)
+        path, at = [], leaf_id or self.leaf_id
+        while at is not None:
+            message = by_id[at]
+            message.versions = _versions(message, siblings[message.parent_id])
+            path.append(message)
+            at = message.parent_id
+        return path[::-1]
+
+    def resolved_model(self) -> LanguageModel:
+        """Its own model if that is still enabled, else the default one."""
+        if self.model is not None and self.model.is_enabled:
+            return self.model
+        return LanguageModel.objects.default()
+
+    def request_for(self, reply: Message) -> ChatRequest:
+        """What the model is asked so that `reply` is written, or written on."""
+        model = self.resolved_model()
+        system = self.system_prompt or model.system_prompt
+        turns = [Turn("system", system)] if system else []
+        for message in self.branch(reply.parent_id):
+            if message.text:
+                turns.append(Turn(message.role, message.text))  # type: ignore[arg-type]
+        return ChatRequest(
+            messages=tuple(turns),
+            params=self.sampling(model),
+            prefix=reply.text,
+            owner=f"user:{self.owner_id}",
+        )
+
+    def sampling(self, model: LanguageModel) -> SamplingParams:
+        def pick(name: str) -> Any:
+            own = getattr(self, name)
+            return getattr(model, name) if own is None else own
+
+        return SamplingParams(
+            temperature=pick("temperature"),
+            top_p=pick("top_p"),
+            top_k=pick("top_k"),
+            min_p=pick("min_p"),
+            max_tokens=pick("max_tokens"),
+            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
+            seed=self.seed,
+        )
+
+    # Writing. Each is one transaction, and is acknowledged only after it.
+
+    def send(self, cid: str, text: str) -> tuple[Message, Message]:
+        """Add a user message and the reply to be written; the same `cid` again changes nothing."""
+        return self._ask(cid, text, parent_id=self.leaf_id)
+
+    def edit(self, cid: str, message: Message, text: str) -> tuple[Message, Message]:
+        """Ask differently: a sibling of a user message, with a reply of its own."""
+        if message.role != "user":
+            raise ConversationError("Only your own messages can be edited.")
+        return self._ask(cid, text, parent_id=message.parent_id)
+
+    def _ask(self, cid: str, text: str, parent_id: uuid.UUID | None) -> tuple[Message, Message]:
+        text = text.replace("\x00", "").strip()
+        if not text:
+            raise ConversationError("The message is empty. Write something first.")
+        if len(text) > MAX_TEXT_CHARS:
+            raise ConversationError(f"The message has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are taken.")
+        with transaction.atomic():
+            if question := self.messages.filter(cid=cid).first():
+                return question, question.children.order_by("created_at").get()
+            self._refuse_while_answering()
+            question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
+            reply = self._new_reply(question)
+            if not self.title:
+                self.title = _title_from(text)
+                self.save(update_fields=["title"])
+        return question, reply
+
+    def regenerate(self, reply: Message) -> Message:
+        """Another version of a reply, beside it."""
+        if reply.role != "assistant" or reply.parent is None:
+            raise ConversationError("Only an answer can be written again.")
+        with transaction.atomic():
+            self._refuse_while_answering()
+            return self._new_reply(reply.parent)
+
+    def continue_reply(self, reply: Message) -> Message:
+        """Let a reply that was cut off go on from its text."""
+        with transaction.atomic():
+            self._refuse_while_answering()
+            changed = self.messages.filter(Message.CUT_OFF, pk=reply.pk, role="assistant").update(
+                status="queued", finish_reason="", error="", html=""
+            )
+            if not changed:
+                raise ConversationError("This answer is complete: there is nothing to continue.")
+        reply.refresh_from_db()
+        return reply
+
+    def select(self, message: Message) -> None:
+        """Show the branch through `message`, down to its newest end."""
+        children: dict[uuid.UUID | None, list[Message]] = {}
+        for each in self.messages.order_by("created_at"):
+            children.setdefault(each.parent_id, []).append(each)
+        while message.pk in children:
+            message = children[message.pk][-1]
+        self._move_to(message)
+
+    def _refuse_while_answering(self) -> None:
+        if self.messages.filter(status__in=Message.LIVE).exists():
+            raise ConversationError("An answer is still being written here. Wait for it, or stop it first.")
+
+    def _new_reply(self, question: Message) -> Message:
+        reply = self.messages.create(parent=question, role="assistant", status="queued")
+        self._move_to(reply)
+        return reply
+
+    def _move_to(self, leaf: Message) -> None:
+        self.leaf, self.updated_at = leaf, timezone.now()
+        self.save(update_fields=["leaf", "updated_at"])
+
+
+class Message(models.Model):
+    """One turn. A reply is queued, streams, and ends in one of four states that never change by guessing."""
+
+    LIVE = ("queued", "streaming")
+    CUT_OFF = Q(status__in=("stopped", "interrupted", "failed")) | Q(finish_reason="length")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
+    parent = models.ForeignKey("self", null=True, on_delete=models.CASCADE, related_name="children")
+    role = models.CharField(max_length=10, choices=[("user", "user"), ("assistant", "assistant")])
+    text = models.TextField(blank=True)
+    html = models.TextField(blank=True, help_text="The text, rendered and sanitised once it is final.")
+    status = models.CharField(
+        max_length=12,
+        choices=[(s, s) for s in ("queued", "streaming", "complete", "stopped", "interrupted", "failed")],
+    )
+    finish_reason = models.CharField(max_length=16, blank=True)
+    cid = models.CharField(max_length=64, null=True, help_text="The browser's id: resending is safe.")
+    created_at = models.DateTimeField(default=timezone.now)
+    error = models.TextField(blank=True)
+
+    # The account under an answer
+    model_name = models.CharField(max_length=100, blank=True)
+    prompt_tokens = models.PositiveIntegerField(null=True)
+    completion_tokens = models.PositiveIntegerField(null=True)
+    ttft_ms = models.PositiveIntegerField(null=True)
+    duration_ms = models.PositiveIntegerField(null=True)
+    window = models.PositiveIntegerField(null=True)
+
+    versions: Versions  # set by Conversation.branch()
+
+    class Meta:
+        ordering = ("created_at",)
+        constraints = (models.UniqueConstraint(fields=["conversation", "cid"], name="one_message_per_cid"),)
+        indexes = (models.Index(fields=["status"]),)
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.text[:60]}"
+
+    @property
+    def is_live(self) -> bool:
+        return self.status in self.LIVE
+
+    @property
+    def can_continue(self) -> bool:
+        return self.role == "assistant" and (
+            self.status in ("stopped", "interrupted", "failed") or self.finish_reason == "length"
+        )
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if not self.completion_tokens or self.completion_tokens < 2 or self.duration_ms is None:
+            return None
+        decode_ms = self.duration_ms - (self.ttft_ms or 0)
+        return (self.completion_tokens - 1) / decode_ms * 1000 if decode_ms > 0 else None
+
+    @property
+    def context_used(self) -> int | None:
+        """Tokens of the window that prompt and answer fill."""
+        return None if self.prompt_tokens is None else self.prompt_tokens + (self.completion_tokens or 0)
+
+    def append(self, text: str) -> bool:
+        """Add to a reply under way; False if it has ended meanwhile."""
+        return bool(
+            Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(
+                text=Concat("text", models.Value(text)), status="streaming"
+            )
+        )
+
+    def end(
+        self, status: str, *, html: str, finish_reason: str = "", error: str = "", usage: Usage | None = None
+    ) -> bool:
+        """Write the final state, once: False if another writer was first."""
+        fields: dict[str, Any] = {
+            "status": status,
+            "html": html,
+            "finish_reason": finish_reason,
+            "error": error,
+        }
+        if usage is not None:
+            fields |= {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "ttft_ms": round(usage.ttft_s * 1000),
+                "duration_ms": round(usage.duration_s * 1000),
+                "window": usage.window,
+            }
+        return bool(Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(**fields))
+
+
+def _versions(message: Message, siblings: list[Message]) -> Versions:
+    at = siblings.index(message)
+    return Versions(
+        number=at + 1,
+        count=len(siblings),
+        previous_id=siblings[at - 1].pk if at else None,
+        next_id=siblings[at + 1].pk if at + 1 < len(siblings) else None,
+    )
+
+
+def _title_from(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1].rsplit(" ", 1)[0] + "…"

@@ -1,0 +1,164 @@
+"""The one door: every generation, whoever asks, passes through `stream`.
+
+It sends the request to the model's provider, lets the answer go on when the engine dies under it, and
+writes the usage log. It knows rows and providers; nothing of HTTP, sockets or conversations.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import msgspec
+from django.contrib.auth.models import User
+
+from localllm.gateway import database
+from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models.usage import pack_ids
+from localllm.gateway.providers import local
+from localllm.inference.errors import EngineDied, ProviderError
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 3  # of the engine under one request; more, and the request is likely the cause
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and through which door: what the usage log says besides the model's part."""
+
+    source: str
+    user: User | None = None
+    api_key: ApiKey | None = None
+    conversation_id: UUID | None = None
+    message_id: UUID | None = None
+
+
+async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:
+    """Answer `request` with `model`. The last event is Finished; close the iterator to cancel.
+
+    Raises ProviderError: its text is for the user. An answer under way survives the end of its engine:
+    it goes on from its text in the next one.
+    """
+    request = _with_seed(request)
+    record = _Record()
+    try:
+        async with aclosing(_survive(request, model, record)) as events:
+            async for event in events:
+                record.note(event)
+                if isinstance(event, Finished):
+                    event = msgspec.structs.replace(event, usage=record.usage())
+                yield event
+    except ProviderError as exc:
+        record.error = str(exc)
+        raise
+    finally:
+        # A second cancellation must not lose the row.
+        await asyncio.shield(database.write(_log, request, model, asker, record))
+
+
+def _with_seed(request: ChatRequest) -> ChatRequest:
+    """Draw the seed here, so that it is known even when the answer never ends."""
+    if request.params.seed is not None:
+        return request
+    params = msgspec.structs.replace(request.params, seed=secrets.randbits(31))
+    return msgspec.structs.replace(request, params=params)
+
+
+async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) -> AsyncGenerator[Event]:
+    """The provider's events; when the engine dies, those of the next one that continues the text."""
+    for num_deaths in range(1, MAX_DEATHS + 1):
+        try:
+            async with aclosing(local.stream(model.local(), record.continued(request))) as events:
+                async for event in events:
+                    yield event
+            return
+        except EngineDied as exc:
+            log.warning("%s (%d of %d times)", exc, num_deaths, MAX_DEATHS)
+            if num_deaths == MAX_DEATHS:
+                raise
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of one generation while it runs, and after.
+
+    An answer that outlived its engine has the token ids of the last engine's part only.
+    """
+
+    text: str = ""
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: list[int] = field(default_factory=list)
+    num_lost: int = 0  # tokens written by engines that died
+    started_at: float = field(default_factory=time.monotonic)
+    first_token_at: float | None = None
+    finished: Finished | None = None
+    error: str = ""
+
+    def note(self, event: Event) -> None:
+        match event:
+            case Started(prompt_ids=prompt_ids):
+                self.prompt_ids = prompt_ids
+            case Chunk(text=text, token_ids=token_ids):
+                self.first_token_at = self.first_token_at or time.monotonic()
+                self.text += text
+                self.output_ids += token_ids
+            case Finished():
+                self.finished = event
+
+    def continued(self, request: ChatRequest) -> ChatRequest:
+        """The request that goes on where the answer stands; `request` itself when nothing was written."""
+        self.num_lost += len(self.output_ids)
+        self.output_ids.clear()
+        if not self.text:
+            return request
+        params = request.params
+        if params.max_tokens is not None:
+            params = msgspec.structs.replace(params, max_tokens=max(1, params.max_tokens - self.num_lost))
+        return msgspec.structs.replace(request, prefix=request.prefix + self.text, params=params)
+
+    def usage(self) -> Usage:
+        """The account as the asker saw it, over all engines that took part."""
+        now = time.monotonic()
+        own = self.finished.usage if self.finished else Usage(prompt_tokens=len(self.prompt_ids))
+        return msgspec.structs.replace(
+            own,
+            prompt_tokens=own.prompt_tokens - self.num_lost if self.num_lost else own.prompt_tokens,
+            completion_tokens=self.num_lost + len(self.output_ids),
+            ttft_s=(self.first_token_at or now) - self.started_at,
+            duration_s=now - self.started_at,
+        )
+
+
+def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
+    usage = record.usage()
+    host = local.loaded(model.local())
+    UsageLog.objects.create(
+        **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
+        model=model,
+        model_name=model.name,
+        model_sha256=model.sha256,
+        provider=local.name,
+        engine_build=host.info.build if host and host.info else "",
+        engine_settings=msgspec.to_builtins(model.engine_settings),
+        parameters=msgspec.to_builtins(request.params),
+        seed=request.params.seed,
+        prompt_ids=pack_ids(record.prompt_ids),
+        output_ids=pack_ids(tuple(record.output_ids)),
+        prompt_tokens=usage.prompt_tokens,
+        reused_tokens=usage.reused_tokens,
+        completion_tokens=usage.completion_tokens,
+        queue_ms=round(usage.queue_s * 1000),
+        ttft_ms=round(usage.ttft_s * 1000),
+        duration_ms=round(usage.duration_s * 1000),
+        finish_reason=record.finished.reason if record.finished else "error" if record.error else "cancelled",
+        error=record.error,
+    )

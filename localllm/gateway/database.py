@@ -1,0 +1,40 @@
+"""Where async code meets the ORM: one writer thread and a few readers.
+
+Channels and Django would put every ORM call of all sockets on one shared thread. Here, writes go through
+one thread of their own (SQLite has one writer anyway), reads through a small pool.
+Awaiting a write that is cancelled does not undo it: every write must be safe to have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from django.db import close_old_connections
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_writer = ThreadPoolExecutor(1, thread_name_prefix="db-writer")
+_readers = ThreadPoolExecutor(4, thread_name_prefix="db-reader")
+
+
+async def write(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await _run(_writer, lambda: function(*args, **kwargs))
+
+
+async def read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await _run(_readers, lambda: function(*args, **kwargs))
+
+
+async def _run(pool: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+    def run() -> T:
+        close_old_connections()
+        try:
+            return call()
+        finally:
+            close_old_connections()
+
+    return await asyncio.get_running_loop().run_in_executor(pool, run)

@@ -1,0 +1,7 @@
+"""The rows every app shares."""
+
+from localllm.gateway.models.api_key import ApiKey
+from localllm.gateway.models.language_model import LanguageModel
+from localllm.gateway.models.usage import UsageLog
+
+__all__ = ["ApiKey", "LanguageModel", "UsageLog"]

@@ -1,0 +1,146 @@
+"""A model that may be asked: a GGUF file on this machine, how it is loaded, and its sampling defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from django.db import models, transaction
+from django.db.models import Q
+
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.providers.llamacpp import LocalModel
+
+HASH_CHUNK_BYTES = 1 << 20
+
+
+class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
+    def named(self, name: str) -> LanguageModel:
+        """The model of that name; `default` is the default model. Raises LanguageModel.DoesNotExist."""
+        return self.default() if name == "default" else self.get(name=name)
+
+    def default(self) -> LanguageModel:
+        return self.get(is_default=True)
+
+    def register(self, path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
+        """Make or update the row of a file that has passed the probe; the file stays where it is."""
+        path = path.resolve()
+        with transaction.atomic():
+            row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
+            row.name = row.name or self._free_name(name or path.stem)
+            row.remember_file()
+            row.save()
+            if make_default or not self.filter(is_default=True).exists():
+                row.make_default()
+        return row
+
+    def _free_name(self, wanted: str) -> str:
+        base = re.sub(r"[^a-z0-9._-]+", "-", wanted.lower()).strip("-.") or "model"
+        base = "model" if base == "default" else base[:90]
+        name, number = base, 2
+        while self.filter(name=name).exists():
+            name, number = f"{base}-{number}", number + 1
+        return name
+
+
+class LanguageModel(models.Model):
+    name = models.SlugField(
+        max_length=100,
+        unique=True,
+        help_text="What API clients call it. “default” always means the default model.",
+    )
+    title = models.CharField(max_length=200, blank=True, help_text="What people see; the name if empty.")
+    path = models.CharField(max_length=1000, unique=True)
+    sha256 = models.CharField(max_length=64, editable=False)
+    size_bytes = models.BigIntegerField(editable=False)
+    file_mtime_ns = models.BigIntegerField(editable=False)
+    is_default = models.BooleanField(default=False, editable=False)
+    is_starter = models.BooleanField(default=False, editable=False)
+    is_enabled = models.BooleanField(default=True, help_text="Shown in pickers and answered by the API.")
+    description = models.CharField(max_length=200, blank=True, editable=False, help_text="As llama.cpp names it.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    # How it is loaded
+    n_ctx = models.PositiveIntegerField("context window", default=4096, help_text="Tokens of one conversation.")
+    num_slots = models.PositiveSmallIntegerField("slots", default=4, help_text="Conversations decoded at once.")
+    n_threads = models.PositiveSmallIntegerField("threads", default=0, help_text="0: all available CPUs.")
+    n_batch = models.PositiveIntegerField("batch size", default=512)
+    n_gpu_layers = models.IntegerField("GPU layers", default=-1, help_text="-1: as many as fit.")
+    use_mmap = models.BooleanField("memory-map the file", default=True)
+    use_mlock = models.BooleanField("lock in memory", default=False)
+    flash_attention = models.CharField(
+        max_length=4, default="auto", choices=[("auto", "auto"), ("on", "on"), ("off", "off")]
+    )
+    kv_type = models.CharField(
+        "KV cache type",
+        max_length=5,
+        default="f16",
+        choices=[("f16", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0")],
+    )
+    rope_scaling = models.CharField(
+        max_length=6, default="none", choices=[("none", "none"), ("linear", "linear"), ("yarn", "YaRN")]
+    )
+    rope_scale = models.FloatField(default=1.0)
+
+    # Defaults of its conversations
+    system_prompt = models.TextField(blank=True)
+    temperature = models.FloatField(default=0.7)
+    top_p = models.FloatField(default=0.95)
+    top_k = models.PositiveIntegerField(default=40)
+    min_p = models.FloatField(default=0.05)
+    max_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: what the window still holds.")
+
+    objects = LanguageModelQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("name",)
+        constraints = (
+            models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_model"),
+        )
+
+    def __str__(self) -> str:
+        return self.title or self.name
+
+    @property
+    def engine_settings(self) -> EngineSettings:
+        names = [
+            "n_ctx",
+            "num_slots",
+            "n_threads",
+            "n_batch",
+            "n_gpu_layers",
+            "use_mmap",
+            "use_mlock",
+            "flash_attention",
+            "kv_type",
+            "rope_scaling",
+            "rope_scale",
+        ]
+        return EngineSettings(**{name: getattr(self, name) for name in names})
+
+    def local(self) -> LocalModel:
+        """What the embedded provider needs to serve it."""
+        return LocalModel(Path(self.path), self.engine_settings, self.sha256)
+
+    def make_default(self) -> None:
+        with transaction.atomic():
+            LanguageModel.objects.filter(is_default=True).update(is_default=False)
+            self.is_default = True
+            self.save(update_fields=["is_default"])
+
+    def remember_file(self) -> None:
+        """Note size, time and hash of the file; the hash is computed only when the others changed."""
+        stat = Path(self.path).stat()
+        if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
+            self.sha256 = _sha256(Path(self.path))
+            self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""One row per generation, from any door: who, what model, what it took, and enough to replay it."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+
+from django.conf import settings
+from django.db import models
+
+
+class UsageLog(models.Model):
+    """Names and hashes stand beside the foreign keys, so that a row outlives what it points to."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True, db_index=True)
+    source = models.CharField(max_length=16, choices=[("chat", "chat"), ("api", "API")])
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
+    api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
+    conversation_id = models.UUIDField(null=True, db_index=True)
+    message_id = models.UUIDField(null=True)
+
+    model = models.ForeignKey("gateway.LanguageModel", null=True, on_delete=models.SET_NULL)
+    model_name = models.CharField(max_length=100)
+    model_sha256 = models.CharField(max_length=64)
+    provider = models.CharField(max_length=32)
+    engine_build = models.CharField(max_length=64)
+    engine_settings = models.JSONField(default=dict)
+
+    parameters = models.JSONField(default=dict)
+    seed = models.BigIntegerField(null=True)
+    prompt_ids = models.BinaryField(default=b"")
+    output_ids = models.BinaryField(default=b"")
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    reused_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    queue_ms = models.PositiveIntegerField(default=0)
+    ttft_ms = models.PositiveIntegerField(default=0)
+    duration_ms = models.PositiveIntegerField(default=0)
+    finish_reason = models.CharField(max_length=16)
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name = "generation"
+        verbose_name_plural = "usage log"
+
+    def __str__(self) -> str:
+        return f"{self.model_name}, {self.completion_tokens} tokens, {self.finish_reason}"
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        decode_ms = self.duration_ms - self.ttft_ms
+        return (self.completion_tokens - 1) / decode_ms * 1000 if decode_ms > 0 and self.completion_tokens > 1 else None
+
+
+def pack_ids(ids: tuple[int, ...]) -> bytes:
+    """Token ids as compressed little-endian 32-bit integers."""
+    return zlib.compress(struct.pack(f"<{len(ids)}i", *ids))
+
+
+def unpack_ids(packed: bytes) -> tuple[int, ...]:
+    data = zlib.decompress(packed) if packed else b""
+    return struct.unpack(f"<{len(data) // 4}i", data)

@@ -1,0 +1,7 @@
+"""The providers of this process. One embedded engine per process; its workers end with it."""
+
+from __future__ import annotations
+
+from localllm.inference.providers.llamacpp import LlamaCpp
+
+local = LlamaCpp()

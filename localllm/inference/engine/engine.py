@@ -1,0 +1,170 @@
+"""Token ids in, events out, many requests at a time: schedule -> run -> advance -> finish.
+
+One thread owns the runner and the scheduler. Others talk to it through an inbox; it answers by calling
+`Sequence.emit`. It knows nothing of processes, sockets or templates.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+
+from localllm.inference.engine.runner import Runner, Sample
+from localllm.inference.engine.scheduler import Scheduler, Slice
+from localllm.inference.engine.sequence import Sequence
+from localllm.inference.errors import ProviderError, QueueFull
+from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Started, Waiting
+
+# While answers are streaming, new prompts get so much of each step that it takes about this long.
+MIXED_STEP_S = 0.25
+MIN_PREFILL_TOKENS = 32
+
+
+class Engine:
+    def __init__(self, runner: Runner, *, max_batch_tokens: int, max_waiting: int) -> None:
+        self.num_steps = 0
+        self.step_started_at: float | None = None  # monotonic; None between steps
+        self._runner = runner
+        self._max_waiting = max_waiting
+        self._scheduler = Scheduler(runner.num_slots, max_batch_tokens)
+        self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
+        self._prefill_rate = 0.0  # tokens per second, of the last large prefill
+
+    # Called from any thread
+
+    def submit(self, seq: Sequence) -> None:
+        self._inbox.put(seq)
+
+    def cancel(self, seq: Sequence) -> None:
+        """Free its slot before the next batch is computed."""
+        seq.cancelled = True
+        self._inbox.put(None)
+
+    # Everything below runs in the engine thread
+
+    def run_forever(self) -> None:
+        while True:
+            self._receive()
+            self.step()
+
+    def warm_up(self) -> None:
+        """Compute one token, so that the first user does not wait for pages and buffers."""
+        nobody = Sequence([0, 0], SamplingParams(), 0, 1, emit=lambda event: None, slot=0)
+        self._runner.run([Slice(nobody, 1)])
+        self._runner.clear()
+
+    def _receive(self) -> None:
+        """Take in what has arrived; sleep only when there is nothing to compute."""
+        while True:
+            try:
+                seq = self._inbox.get(block=self._scheduler.is_idle)
+            except queue.Empty:
+                return
+            if seq is not None:
+                self._accept(seq)
+
+    def _accept(self, seq: Sequence) -> None:
+        num_waiting = len(self._scheduler.waiting)
+        if num_waiting >= self._max_waiting:
+            wait_s = self._wait_s(num_waiting) or 10.0
+            seq.emit(
+                QueueFull(
+                    f"{num_waiting} requests are waiting already, and the queue holds {self._max_waiting}. "
+                    f"Try again in {wait_s:.0f} seconds.",
+                    retry_after_s=wait_s,
+                )
+            )
+        else:
+            self._scheduler.add(seq)
+
+    def step(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        slices = self._scheduler.schedule(self._max_prefill_tokens())
+        if not slices:
+            return
+        try:
+            samples = self._run(slices)
+        except ProviderError as exc:
+            self._fail_running(exc)
+            return
+        for piece, sample in zip(slices, samples, strict=True):
+            self._scheduler.advance(piece, sample.token if sample else None)
+            self._tell(piece.seq, sample)
+
+    def _drop_cancelled(self) -> None:
+        for seq in [*self._scheduler.running, *self._scheduler.waiting]:
+            if seq.cancelled:
+                self._finish(seq, "cancelled")
+
+    def _admit(self) -> None:
+        for admission in self._scheduler.admit():
+            seq = admission.seq
+            seq.num_computed = self._runner.reuse(admission.slot, admission.source, admission.num_reused)
+            seq.num_reused = seq.num_computed
+            seq.sampler = self._runner.sampler(seq.params, seq.seed, seq.tokens)
+            seq.started_at = time.monotonic()
+            seq.emit(Started(tuple(seq.tokens), seq.num_reused))
+        for place, seq in enumerate(self._scheduler.line(), start=1):
+            if place != seq.place:
+                seq.place = place
+                seq.emit(Waiting(place, self._wait_s(place)))
+
+    def _wait_s(self, place: int) -> float | None:
+        if not self._service_s:
+            return None
+        return place * sum(self._service_s) / len(self._service_s) / self._runner.num_slots
+
+    def _max_prefill_tokens(self) -> int | None:
+        return max(MIN_PREFILL_TOKENS, int(self._prefill_rate * MIXED_STEP_S)) if self._prefill_rate else None
+
+    def _run(self, slices: list[Slice]) -> list[Sample | None]:
+        self.num_steps += 1
+        self.step_started_at = started = time.monotonic()
+        samples = self._runner.run(slices)
+        self.step_started_at = None
+        num_tokens = sum(piece.count for piece in slices)
+        if num_tokens >= MIN_PREFILL_TOKENS:
+            self._prefill_rate = num_tokens / (time.monotonic() - started)
+        return samples
+
+    def _tell(self, seq: Sequence, sample: Sample | None) -> None:
+        """Send what the reader should know after this step, and finish the sequence if it is done."""
+        if sample is None:
+            seq.emit(Prefill(seq.num_computed, seq.num_prompt_tokens))
+            return
+        seq.first_token_at = seq.first_token_at or time.monotonic()
+        is_end = self._runner.is_end(sample.token)
+        text = "" if is_end else seq.detokenizer.push(self._runner.piece(sample.token))
+        # The token that ends the turn belongs to the record, not to the answer.
+        logprobs = (sample.logprob,) if sample.logprob and not is_end else ()
+        seq.emit(Chunk(text, (sample.token,), logprobs))
+        if is_end or seq.detokenizer.is_stopped:
+            self._finish(seq, "stop")
+        elif seq.num_generated >= seq.max_tokens:
+            self._finish(seq, "length")
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        self._release(seq)
+        if text := seq.detokenizer.flush():
+            seq.emit(Chunk(text))
+        seq.emit(seq.finished(reason, self._runner.window))
+
+    def _release(self, seq: Sequence) -> None:
+        self._scheduler.finish(seq)
+        if seq.sampler is not None:
+            self._runner.free_sampler(seq.sampler)
+            seq.sampler = None
+        if seq.started_at is not None:
+            self._service_s.append(time.monotonic() - seq.started_at)
+
+    def _fail_running(self, exc: ProviderError) -> None:
+        """A batch could not be computed: its sequences fail, the engine goes on with a clean cache."""
+        self.step_started_at = None
+        for seq in self._scheduler.running:
+            self._release(seq)
+            seq.emit(exc)
+        self._runner.clear()
+        self._scheduler.forget()

@@ -1,0 +1,324 @@
+"""The supervisor of one worker process, and its async client. Lives in the web process's event loop.
+
+It starts the worker, restarts it with back-off when it crashes, hangs or is killed, and turns a request
+into an async iterator of events; closing that iterator cancels the request. It never touches llama.cpp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from localllm.inference.engine import wire
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.errors import EngineDied, ModelRefused, ProviderError, QueueFull
+from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo
+
+log = logging.getLogger(__name__)
+
+State = Literal["stopped", "loading", "ready", "restarting", "refused"]
+
+PING_EVERY_S = 5.0
+SILENCE_LIMIT_S = 30.0  # no Pong for so long: the process is stopped or its interpreter is stuck
+STEP_LIMIT_S = 180.0  # one batch takes so long: llama.cpp hangs
+RENDER_LIMIT_S = 2.0  # a chat template takes so long: it will not end
+FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.2, 30.0
+STEADY_AFTER_S = 60.0  # a worker that lived so long was no crash loop
+MAX_FAILED_LOADS = 3  # workers in a row that ended before they were ready: this model will not load
+PROJECT = Path(__file__).parents[3]
+# What a child that runs llama.cpp may see of the environment. Anything else may be a secret.
+CHILD_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """A request on its way; events arrive in `inbox`, an exception ends it."""
+
+    inbox: asyncio.Queue[Event | Exception | int] = field(default_factory=asyncio.Queue)
+    rendering_since: float | None = None
+
+
+class EngineHost:
+    """One model file, served by a worker process for as long as the host runs."""
+
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
+        self.path = path
+        self.settings = settings
+        self.state: State = "stopped"
+        self.fraction = 0.0  # of loading
+        self.info: ModelInfo | None = None
+        self.error = ""  # why the last worker ended
+        self.pid: int | None = None
+        self.num_restarts = 0
+        self._ids = itertools.count(1)
+        self._pending: dict[int, Pending] = {}
+        self._changed = asyncio.Event()
+        self._supervisor: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._last_heard = 0.0
+        self._was_ready = False
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Begin to load. From the main thread: the worker dies with the thread that started it."""
+        if self._supervisor is None:
+            self._set_state("loading")
+            self._supervisor = asyncio.create_task(self._supervise(), name=f"host {self.path.name}")
+
+    async def stop(self) -> None:
+        """End the worker; requests under way fail as if it had died."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        self._set_state("stopped")
+
+    async def wait_until_ready(self) -> ModelInfo:
+        """Wait for the model to be loaded. Raises ModelRefused when it never will be."""
+        async for _ in self._loading():
+            pass
+        assert self.info is not None
+        return self.info
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
+        """Answer one request. Raises ProviderError, or EngineDied when the worker ended under it."""
+        async for event in self._loading():
+            yield event
+        async with self._open() as (id, pending):
+            self._send(wire.Submit(id, request))
+            while True:
+                item = await pending.inbox.get()
+                if isinstance(item, Exception):
+                    raise item
+                assert not isinstance(item, int)
+                if isinstance(item, Finished):
+                    del self._pending[id]  # before the yield: nothing is left to cancel
+                yield item
+                if isinstance(item, Finished):
+                    return
+
+    async def count(self, messages: tuple[Message, ...]) -> int:
+        """Exact number of prompt tokens of `messages`, chat template included."""
+        await self.wait_until_ready()
+        async with self._open() as (id, pending):
+            self._send(wire.Count(id, messages))
+            answer = await pending.inbox.get()
+            if isinstance(answer, Exception):
+                raise answer
+            assert isinstance(answer, int)
+            return answer
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[tuple[int, Pending]]:
+        id, pending = next(self._ids), Pending()
+        self._pending[id] = pending
+        try:
+            yield id, pending
+        finally:
+            if self._pending.pop(id, None) is not None:
+                self._send(wire.Cancel(id))
+
+    async def _loading(self) -> AsyncIterator[Loading]:
+        while self.state != "ready":
+            if self.state == "refused":
+                raise ModelRefused(self.error)
+            if self.state == "stopped":
+                raise EngineDied(f"{self.path.name} is not loaded.")
+            yield Loading(self.fraction)
+            await self._changed.wait()
+
+    @property
+    def _is_refused(self) -> bool:
+        return self.state == "refused"
+
+    def _set_state(self, state: State) -> None:
+        self.state = state
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    # Supervision
+
+    async def _supervise(self) -> None:
+        back_off_s = FIRST_BACK_OFF_S
+        num_failed_loads = 0
+        while not self._is_refused:
+            started = time.monotonic()
+            await self._run_worker()
+            if time.monotonic() - started > STEADY_AFTER_S:
+                back_off_s = FIRST_BACK_OFF_S
+            num_failed_loads = 0 if self._was_ready else num_failed_loads + 1
+            if num_failed_loads == MAX_FAILED_LOADS:
+                self._set_state("refused")
+            if not self._is_refused:
+                log.warning("The worker of %s ended: %s Restart in %.1f s.", self.path.name, self.error, back_off_s)
+                self._set_state("restarting")
+                await asyncio.sleep(back_off_s)
+                back_off_s = min(2 * back_off_s, LAST_BACK_OFF_S)
+                self.num_restarts += 1
+
+    async def _run_worker(self) -> None:
+        """One life of a worker, from its start to its end."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "localllm.inference.engine.worker", str(theirs.fileno()), str(os.getpid()),
+                pass_fds=[theirs.fileno()], env=child_environment(), cwd=PROJECT, stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,
+            )  # fmt: skip
+        self.pid, self.fraction, self.error, self._was_ready = process.pid, 0.0, "", False
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._send(wire.Load(str(self.path), self.settings))
+        self._last_heard = time.monotonic()
+        watchdog = asyncio.create_task(self._watch(process))
+        try:
+            await self._read(reader)
+        finally:
+            watchdog.cancel()
+            self._writer.close()
+            self._writer = None
+            _kill(process)
+            code = await process.wait()
+            self.pid = None
+            self._bury(code)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        unframer = wire.Unframer()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                for body in unframer.feed(data):
+                    self._receive(wire.from_worker.decode(body))
+
+    def _receive(self, message: wire.FromWorker) -> None:
+        self._last_heard = time.monotonic()
+        match message:
+            case wire.Progress(fraction=fraction):
+                self.fraction = fraction
+                self._set_state("loading")
+            case wire.Ready(info=info):
+                self.info, self._was_ready = info, True
+                self._set_state("ready")
+            case wire.Refused(reason=reason):
+                self.error = reason
+                self._set_state("refused")
+            case wire.Rendering(id=id):
+                self._mark_rendering(id, time.monotonic())
+            case wire.Rendered(id=id):
+                self._mark_rendering(id, None)
+            case wire.Counted(id=id, num_tokens=count):
+                self._deliver(id, count)
+            case wire.Told(id=id, event=event):
+                self._deliver(id, event)
+            case wire.Failed(id=id, message=text, permanent=permanent, retry_after_s=retry_after_s):
+                error = (
+                    ProviderError(text, permanent=permanent)
+                    if retry_after_s is None
+                    else QueueFull(text, retry_after_s=retry_after_s)
+                )
+                self._end(id, error)
+            case wire.Pong(step_s=step_s):
+                if step_s is not None and step_s > STEP_LIMIT_S:
+                    self._give_up(f"it has computed one batch for {step_s:.0f} s.")
+
+    def _mark_rendering(self, id: int, since: float | None) -> None:
+        if pending := self._pending.get(id):
+            pending.rendering_since = since
+
+    def _deliver(self, id: int, item: Event | Exception | int) -> None:
+        if pending := self._pending.get(id):
+            pending.inbox.put_nowait(item)
+
+    def _end(self, id: int, error: ProviderError) -> None:
+        if pending := self._pending.pop(id, None):
+            pending.inbox.put_nowait(error)
+
+    def _send(self, message: wire.ToWorker) -> None:
+        if self._writer is not None:
+            self._writer.write(wire.frame(message))
+
+    # When it goes wrong
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that does not answer, or that is stuck in a chat template."""
+        next_ping = time.monotonic() + PING_EVERY_S
+        while True:
+            await asyncio.sleep(RENDER_LIMIT_S / 8)
+            now = time.monotonic()
+            if now >= next_ping:
+                next_ping = now + PING_EVERY_S
+                if self.state == "ready":
+                    self._send(wire.Ping())
+            if self.state == "ready" and now - self._last_heard > SILENCE_LIMIT_S:
+                self._give_up(f"it has not answered for {SILENCE_LIMIT_S:.0f} s.")
+            for id, pending in list(self._pending.items()):
+                if pending.rendering_since is not None and now - pending.rendering_since > RENDER_LIMIT_S:
+                    self._end(
+                        id,
+                        ProviderError(
+                            f"The chat template of this model took over {RENDER_LIMIT_S:.0f} s for this "
+                            "conversation and was stopped. Send something else, or choose another model.",
+                            permanent=True,
+                        ),
+                    )
+                    self._give_up("its chat template did not end.")
+
+    def _give_up(self, why: str) -> None:
+        self.error = why
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _bury(self, code: int) -> None:
+        """Tell every reader that the worker is gone."""
+        if self.state == "refused":
+            error: Exception = ModelRefused(self.error)
+        else:
+            self.error = self.error or _how_it_ended(code)
+            error = EngineDied(f"The engine stopped while it was answering: {self.error}")
+        pending, self._pending = self._pending, {}
+        for request in pending.values():
+            request.inbox.put_nowait(error)
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child that runs llama.cpp."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in CHILD_ENVIRONMENT or name.startswith(CHILD_PREFIXES)
+    }
+    # Without the last one ggml may start a debugger when an assertion fails.
+    return {**kept, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", "GGML_NO_BACKTRACE": "1"}
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    # Not process.kill(): it polls, which reaps the child behind the back of asyncio's watcher.
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"it ended with code {code}."
+    try:
+        return f"it was killed by {signal.Signals(-code).name}."
+    except ValueError:
+        return f"it was killed by signal {-code}."

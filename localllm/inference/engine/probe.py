@@ -1,0 +1,306 @@
+"""Tries a model file in a throw-away process before it may serve: header, load, decode, chat template.
+
+The parent half (`probe`) knows processes and limits, and never loads llama.cpp; the child half, started as
+`python -m localllm.inference.engine.probe PATH SETTINGS`, may crash, hang or be killed, and says what it is
+about to do before it does it, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from localllm.inference.engine.chat_template import ChatTemplate
+from localllm.inference.engine.gguf import Header, read_header
+from localllm.inference.engine.host import PROJECT, child_environment
+from localllm.inference.engine.scheduler import Slice
+from localllm.inference.engine.sequence import Sequence
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.errors import InferenceError, ModelRefused
+from localllm.inference.types import Message, ModelInfo, SamplingParams
+
+if TYPE_CHECKING:
+    from localllm.inference.engine.runner import Runner
+
+FIRST_LIMIT_S = 60.0  # for a small file, to load and decode
+SLOWEST_DISK = 20e6  # bytes per second; a large file gets the time to be read at this speed
+NUM_DECODED = 8
+TEMPLATE_CPU_S = 2  # for all fixed conversations together; a sane template takes milliseconds
+TEMPLATE_LIMIT_S = 15.0  # the same on the clock of a busy machine
+TEMPLATE_MEMORY = 256 << 20
+MAX_LINE = 8 << 20  # of the child's JSON; a template of 256 KiB and its escapes fit
+MAX_STDERR = 16 << 10
+
+StageName = Literal["start", "header", "load", "decode", "template"]
+_DOING: dict[StageName, str] = {
+    "start": "starting",
+    "header": "reading its header",
+    "load": "loading it",
+    "decode": "computing its first tokens",
+    "template": "rendering its chat template",
+}
+
+
+class ProbeReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a usable file turned out to be."""
+
+    header: Header
+    window: int  # tokens of one conversation, with the settings it was probed with
+    load_s: float
+    tokens_per_s: float  # one stream, without the prompt; a first impression from a few tokens
+    peak_memory_bytes: int  # resident, the mapped weights that were touched included
+
+
+class _Stage(msgspec.Struct, frozen=True, tag=True):
+    name: StageName
+
+
+class _Refusal(msgspec.Struct, frozen=True, tag=True):
+    reason: str
+
+
+_Line = _Stage | _Refusal | ProbeReport
+_lines: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)
+
+
+# The parent.
+
+
+async def probe(path: Path, *, settings: EngineSettings) -> ProbeReport:
+    """Load the file and decode with it in a child process; raises ModelRefused with the reason.
+
+    The child ends with this call, also when it is cancelled, and with this thread.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "localllm.inference.engine.probe"),
+        *(str(path.absolute()), msgspec.json.encode(settings).decode(), str(os.getpid())),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        limit=MAX_LINE,
+        env=child_environment(),
+        cwd=PROJECT,
+        process_group=0,
+    )
+    child = _Child(process, path)
+    try:
+        return await child.report()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+class _Child:
+    """Listens to the child and puts into words how it ended."""
+
+    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
+        self._process = process
+        self._path = path
+        self._stage: StageName = "start"
+        self._errors = b""
+
+    async def report(self) -> ProbeReport:
+        limit_s = FIRST_LIMIT_S + _size(self._path) / SLOWEST_DISK
+        listening = asyncio.create_task(self._keep_errors())
+        try:
+            async with asyncio.timeout(limit_s) as timeout:
+                match await self._last_line(timeout):
+                    case ProbeReport() as report:
+                        return report
+                    case _Refusal(reason=reason):
+                        raise ModelRefused(reason)
+                code = await self._process.wait()
+                await listening
+        except TimeoutError:
+            raise self._refused("did not end in time") from None
+        finally:
+            listening.cancel()
+        raise self._refused(_how_it_ended(code), self._last_error())
+
+    async def _last_line(self, timeout: asyncio.Timeout) -> ProbeReport | _Refusal | None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(msgspec.DecodeError, ValueError):  # half a line, or one without an end
+            while text := await self._process.stdout.readline():
+                line = _lines.decode(text)
+                if not isinstance(line, _Stage):
+                    return line
+                self._stage = line.name
+                if line.name == "template":
+                    timeout.reschedule(asyncio.get_running_loop().time() + TEMPLATE_LIMIT_S)
+        return None
+
+    async def _keep_errors(self) -> None:
+        assert self._process.stderr is not None
+        while data := await self._process.stderr.read(MAX_STDERR):
+            self._errors = (self._errors + data)[-MAX_STDERR:]
+
+    def _last_error(self) -> str:
+        """The line that says most: an assertion of ggml, or else the last one. Without the path before it."""
+        lines = [line.strip() for line in self._errors.decode("utf-8", "replace").splitlines()]
+        lines = [line for line in lines if "GGML_ASSERT" in line] or [line for line in lines if line]
+        return re.sub(r"^/\S*/", "", lines[-1])[:300].rstrip(".") if lines else ""
+
+    def _refused(self, how: str, why: str = "") -> ModelRefused:
+        reason = f" ({why})" if why else ""
+        way_out = "Choose another file of this model."
+        if self._stage == "template":
+            return ModelRefused(
+                f"The chat template of {self._path.name} cannot be used: rendering a short conversation "
+                f"{how}{reason}. {way_out}"
+            )
+        return ModelRefused(
+            f"{self._path.name} cannot be used: the engine {how} while {_DOING[self._stage]}{reason}. "
+            f"{way_out} If good files fail likewise, the engine was built for another machine: rebuild it."
+        )
+
+
+def _how_it_ended(code: int) -> str:
+    match -code:
+        case signal.SIGXCPU:
+            return f"took over {TEMPLATE_CPU_S} s of computing and was stopped"
+        case signal.SIGKILL:
+            return "was killed, most likely because the machine's memory was full,"
+        case number if number > 0:
+            with contextlib.suppress(ValueError):
+                return f"crashed with {signal.Signals(number).name}"
+            return f"crashed with signal {number}"
+    return f"ended with code {code}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # the child says why
+
+
+# The child.
+
+_LONG = "The quick brown fox jumps over the lazy dog; 12 < 13 & {{ braces }}.\n" * 1000
+_CONVERSATIONS = (
+    (Message("user", "Hello."),),
+    (Message("system", "Answer briefly."), Message("user", "Hello.")),
+    (Message("user", "Hello."), Message("assistant", "Hi."), Message("user", "How are you?")),
+    (Message("system", "Answer briefly."), Message("user", _LONG)),
+    (*(Message("user", "More?"), Message("assistant", "Yes.")) * 50, Message("user", "And more?")),
+)
+
+
+def _main(path: Path, settings: EngineSettings, parent_pid: int) -> None:
+    # llama.cpp may print what it likes: only this function writes to the real stdout.
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(line: _Line) -> None:
+        os.write(stdout, msgspec.json.encode(line) + b"\n")
+
+    _limit_load()
+    try:
+        tell(_examine(path, settings, parent_pid, tell))
+    except InferenceError as exc:
+        tell(_Refusal(str(exc)))
+
+
+def _examine(path: Path, settings: EngineSettings, parent_pid: int, tell: Callable[[_Stage], None]) -> ProbeReport:
+    tell(_Stage("header"))
+    header = read_header(path)
+    tell(_Stage("start"))
+    # Not at the top: the web process imports this file and must not carry llama.cpp.
+    from localllm.inference.engine.runner import Runner
+    from localllm.inference.engine.worker import die_with_parent
+
+    die_with_parent(parent_pid)
+    tell(_Stage("load"))
+    started = time.monotonic()
+    runner = Runner(path, settings)
+    load_s = time.monotonic() - started
+    tell(_Stage("decode"))
+    tokens_per_s = _decode(runner, path)
+    info = runner.info
+    tell(_Stage("template"))
+    _limit_template()
+    _render(info)
+    return ProbeReport(
+        header=header,
+        window=info.window,
+        load_s=load_s,
+        tokens_per_s=tokens_per_s,
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+def _decode(runner: Runner, path: Path) -> float:
+    """Compute a short prompt and a few tokens; tokens per second after the first."""
+    params = SamplingParams(temperature=0)
+    tokens = runner.tokenize("Hello, how are you?", special=False)
+    if not tokens:
+        raise ModelRefused(f"{path.name} cannot be used: its vocabulary cannot spell a plain sentence.")
+    seq = Sequence(tokens, params, 0, NUM_DECODED, emit=lambda event: None, slot=0)
+    seq.sampler = runner.sampler(params, 0, tokens)
+    started = 0.0
+    for _ in range(NUM_DECODED):
+        (sample,) = runner.run([Slice(seq, seq.num_pending)])
+        started = started or time.monotonic()
+        if sample is None or math.isnan(runner.logits(-1).max()):
+            raise ModelRefused(f"{path.name} cannot be used: its weights compute to no number. Download it again.")
+        seq.num_computed = len(seq.tokens)
+        seq.tokens.append(sample.token)
+    return (NUM_DECODED - 1) / (time.monotonic() - started)
+
+
+def _render(info: ModelInfo) -> None:
+    template = ChatTemplate(info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens)
+    for messages in _CONVERSATIONS:
+        text = template.render(messages).text
+        if messages[-1].content.strip() not in text:
+            raise ModelRefused(
+                "The chat template of this model loses what the user wrote. Choose another file of this model."
+            )
+
+
+def _limit_load() -> None:
+    """Leave no core file, take no more than the machine has, be the first to go when memory is short."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
+        # Counts what is allocated, not the file that is mapped, nor the address space a GPU reserves.
+        _lower(resource.RLIMIT_DATA, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _limit_template() -> None:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    _lower(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime) + TEMPLATE_CPU_S)
+    if sys.platform == "linux":
+        num_pages = int(Path("/proc/self/statm").read_text().split()[5])
+        _lower(resource.RLIMIT_DATA, num_pages * os.sysconf("SC_PAGE_SIZE") + TEMPLATE_MEMORY)
+
+
+def _lower(limit: int, value: int) -> None:
+    """Set a soft limit, unless a tighter one holds already."""
+    bounds = [value, *resource.getrlimit(limit)]
+    tightest = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
+    resource.setrlimit(limit, (tightest, bounds[2]))
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=EngineSettings), int(sys.argv[3]))

@@ -1,0 +1,347 @@
+"""One loaded model: batch, decode, samplers, KV cache. The only file that imports llama_cpp.
+
+Knows token ids and slots; knows nothing of requests, text formats, queues or threads. Everything here
+is called from one thread, except `tokenize` and `piece`, which only read the vocabulary.
+Works on llama.cpp's low-level functions: `llama_cpp.Llama` decodes one request at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as llama
+import numpy as np
+import numpy.typing as npt
+
+from localllm.inference.engine.scheduler import Slice
+from localllm.inference.engine.settings import EngineSettings, num_available_cpus
+from localllm.inference.errors import ModelRefused, ProviderError
+from localllm.inference.types import ModelInfo, SamplingParams, TokenLogprob
+
+ENGINE_BUILD = f"llama-cpp-python {llama.__version__}"
+PENALTY_WINDOW = 64  # tokens that the repeat, frequency and presence penalties look back on
+KV_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
+ROPE_TYPES = {
+    "none": -1,
+    "linear": llama.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+    "yarn": llama.LLAMA_ROPE_SCALING_TYPE_YARN,
+}
+FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
+LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
+TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The token chosen at the end of a slice."""
+
+    token: int
+    logprob: TokenLogprob | None
+
+
+class Runner:
+    """Loads `path` and computes batches on it. Raises ModelRefused when llama.cpp cannot load it."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        on_progress: Callable[[float], None] = lambda fraction: None,
+    ) -> None:
+        self._log = _Log()
+        self._load_model(path, settings, on_progress)
+        trained = llama.llama_model_n_ctx_train(self._model)
+        self.window = settings.window(trained)
+        self.num_slots = settings.num_slots
+        self.num_threads = settings.n_threads or num_available_cpus()
+        self.vocab_size = llama.llama_vocab_n_tokens(self._vocab)
+        self._open_context(settings)
+        self._pieces: list[bytes | None] = [None] * self.vocab_size
+        self._batch = _Batch(settings.n_batch)
+        self._candidates = np.zeros(self.vocab_size, TOKEN_DATA)
+        self._ids = np.arange(self.vocab_size, dtype=np.int32)
+        self._num_swa = llama.llama_model_n_swa(self._model)
+
+    def _load_model(self, path: Path, settings: EngineSettings, on_progress: Callable[[float], None]) -> None:
+        llama.llama_backend_init()
+        if settings.numa:
+            llama.llama_numa_init(llama.GGML_NUMA_STRATEGY_DISTRIBUTE)
+
+        def report(fraction: float, _: Any) -> bool:
+            on_progress(fraction)
+            return True
+
+        params = llama.llama_model_default_params()
+        params.progress_callback = llama.llama_progress_callback(report)
+        params.n_gpu_layers = settings.n_gpu_layers
+        params.load_mode = {
+            (False, False): llama.LLAMA_LOAD_MODE_NONE,
+            (True, False): llama.LLAMA_LOAD_MODE_MMAP,
+            (False, True): llama.LLAMA_LOAD_MODE_MLOCK,
+            (True, True): llama.LLAMA_LOAD_MODE_MMAP_MLOCK,
+        }[settings.use_mmap, settings.use_mlock]
+        self._model = llama.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise ModelRefused(f"llama.cpp cannot load {path.name}: {self._log.last_error}")
+        self._vocab = llama.llama_model_get_vocab(self._model)
+
+    def _open_context(self, settings: EngineSettings) -> None:
+        params = llama.llama_context_default_params()
+        # Every slot has a cache of its own: a neighbour's long conversation then neither slows an
+        # answer nor changes its arithmetic (docs/decisions.md, "kv_unified").
+        params.kv_unified = False
+        params.n_ctx = self.window * self.num_slots
+        params.n_seq_max = self.num_slots
+        params.n_batch = params.n_ubatch = settings.n_batch
+        params.n_outputs_max = max(self.num_slots, 1)
+        params.n_threads = params.n_threads_batch = self.num_threads
+        params.flash_attn_type = FLASH_TYPES[settings.flash_attention]
+        params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+        params.rope_scaling_type = ROPE_TYPES[settings.rope_scaling]
+        if settings.rope_scaling != "none":
+            params.rope_freq_scale = 1 / settings.rope_scale
+        params.no_perf = True
+        self._context = llama.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise ModelRefused(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {self._log.last_error}")
+        self._memory = llama.llama_get_memory(self._context)
+
+    def close(self) -> None:
+        llama.llama_free(self._context)
+        llama.llama_model_free(self._model)
+
+    # The vocabulary
+
+    @property
+    def info(self) -> ModelInfo:
+        template = llama.llama_model_chat_template(self._model, None)
+        text = ctypes.create_string_buffer(256)
+        llama.llama_model_desc(self._model, text, len(text))
+        return ModelInfo(
+            description=text.value.decode("utf-8", "replace"),
+            build=ENGINE_BUILD,
+            window=self.window,
+            trained_window=llama.llama_model_n_ctx_train(self._model),
+            num_slots=self.num_slots,
+            num_threads=self.num_threads,
+            vocab_size=self.vocab_size,
+            num_parameters=llama.llama_model_n_params(self._model),
+            model_bytes=llama.llama_model_size(self._model),
+            chat_template=template.decode("utf-8", "replace") if template else "",
+            bos=self._text(llama.llama_vocab_bos(self._vocab)),
+            eos=self._text(llama.llama_vocab_eos(self._vocab)),
+            special_tokens=tuple(self._special_tokens()),
+        )
+
+    def _special_tokens(self) -> list[str]:
+        """Spellings that the tokenizer would turn into a control token."""
+        wanted = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
+        tokens = range(self.vocab_size)
+        return [text for t in tokens if llama.llama_vocab_get_attr(self._vocab, t) & wanted and (text := self._text(t))]
+
+    def _text(self, token: int) -> str:
+        return llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def adds_bos(self) -> bool:
+        return bool(llama.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def bos_token(self) -> int:
+        return int(llama.llama_vocab_bos(self._vocab))
+
+    @property
+    def max_piece_bytes(self) -> int:
+        return max(len(self.piece(token)) for token in range(self.vocab_size))
+
+    def is_end(self, token: int) -> bool:
+        """Does this token end a turn?"""
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of `text`. Only with `special` do spellings such as <|im_end|> become control tokens."""
+        data = text.encode()
+        size = len(data) + 8
+        ids = (llama.llama_token * size)()
+        count = llama.llama_tokenize(self._vocab, data, len(data), ids, size, False, special)
+        if count < 0:
+            raise ProviderError(f"llama.cpp could not tokenize a text of {len(data)} bytes.", permanent=True)
+        return ids[:count]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; control tokens stand for none."""
+        piece = self._pieces[token]
+        if piece is None:
+            buffer = ctypes.create_string_buffer(64)
+            size = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            if size < 0:
+                buffer = ctypes.create_string_buffer(-size)
+                size = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+            piece = self._pieces[token] = buffer.raw[:size]
+        return piece
+
+    # The KV cache
+
+    def reuse(self, slot: int, source: int, count: int) -> int:
+        """Make `slot` hold the first `count` tokens of `source`, and nothing else.
+
+        Returns the number it really holds: 0 where the cache cannot be cut (recurrent models, or a
+        sliding window that has moved on).
+        """
+        if count and slot != source:
+            # A copy between slots takes whole buffers only; any other range aborts the process.
+            llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+            llama.llama_memory_seq_cp(self._memory, source, slot, -1, -1)
+        if count and self._reaches_back(slot, count) and llama.llama_memory_seq_rm(self._memory, slot, count, -1):
+            return count
+        llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        return 0
+
+    def _reaches_back(self, slot: int, count: int) -> bool:
+        if not self._num_swa:
+            return True
+        return bool(llama.llama_memory_seq_pos_min(self._memory, slot) <= max(0, count - self._num_swa))
+
+    def clear(self) -> None:
+        llama.llama_memory_clear(self._memory, True)
+
+    # Computing
+
+    def sampler(self, params: SamplingParams, seed: int, history: list[int]) -> Any:
+        """A sampler chain; `history` is what the penalties look back on. Free it with `free_sampler`."""
+        chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+
+        def add(sampler: Any) -> None:
+            llama.llama_sampler_chain_add(chain, sampler)
+
+        if params.repeat_penalty != 1 or params.frequency_penalty or params.presence_penalty:
+            add(
+                llama.llama_sampler_init_penalties(
+                    self.vocab_size,
+                    PENALTY_WINDOW,
+                    params.repeat_penalty,
+                    params.frequency_penalty,
+                    params.presence_penalty,
+                )
+            )
+        if params.temperature <= 0:
+            add(llama.llama_sampler_init_greedy())
+        else:
+            if params.top_k > 0:
+                add(llama.llama_sampler_init_top_k(params.top_k))
+            add(llama.llama_sampler_init_top_p(params.top_p, 1))
+            add(llama.llama_sampler_init_min_p(params.min_p, 1))
+            add(llama.llama_sampler_init_temp(params.temperature))
+            add(llama.llama_sampler_init_dist(seed))
+        for token in history[-PENALTY_WINDOW:]:
+            llama.llama_sampler_accept(chain, token)
+        return chain
+
+    def free_sampler(self, sampler: Any) -> None:
+        llama.llama_sampler_free(sampler)
+
+    def run(self, slices: list[Slice]) -> list[Sample | None]:
+        """Compute the batch; for each slice that reaches its sequence's end, the next token.
+
+        Raises ProviderError when llama.cpp cannot compute it; the cache is then in an unknown state.
+        """
+        rows = self._batch.fill(slices)
+        code = llama.llama_decode(self._context, self._batch.struct)
+        if code:
+            raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
+        return [
+            None if row is None else self._sample(piece, self.logits(row))
+            for piece, row in zip(slices, rows, strict=True)
+        ]
+
+    def logits(self, row: int) -> npt.NDArray[np.float32]:
+        """Raw logits, shape (vocab_size,), of one row of the last batch. Valid until the next `run`."""
+        pointer = llama.llama_get_logits_ith(self._context, row)
+        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+
+    def _sample(self, piece: Slice, logits: npt.NDArray[np.float32]) -> Sample:
+        self._candidates["id"] = self._ids
+        self._candidates["logit"] = logits
+        array = llama.llama_token_data_array(
+            data=self._candidates.ctypes.data_as(llama.llama_token_data_p),
+            size=self.vocab_size,
+            selected=-1,
+            sorted=False,
+        )
+        sampler = piece.seq.sampler
+        llama.llama_sampler_apply(sampler, ctypes.byref(array))
+        token = int(self._candidates["id"][array.selected])
+        llama.llama_sampler_accept(sampler, token)
+        count = piece.seq.params.num_logprobs
+        return Sample(token, None if count is None else self._logprob(token, logits, count))
+
+    def _logprob(self, token: int, logits: npt.NDArray[np.float32], count: int) -> TokenLogprob:
+        exact = logits.astype(np.float64)
+        peak = exact.max()
+        logprobs = exact - (peak + np.log(np.exp(exact - peak).sum()))
+        best = np.argpartition(logprobs, -count)[-count:] if count else np.empty(0, np.int64)
+        best = best[np.argsort(-logprobs[best])]
+        return TokenLogprob(
+            self.piece(token),
+            float(logprobs[token]),
+            tuple((self.piece(int(t)), float(logprobs[t])) for t in best),
+        )
+
+
+class _Batch:
+    """A llama_batch over arrays of our own, so that whole slices are written at once."""
+
+    def __init__(self, size: int) -> None:
+        self._token = np.zeros(size, np.int32)
+        self._pos = np.zeros(size, np.int32)
+        self._num_seq_ids = np.ones(size, np.int32)
+        self._seq_id = np.zeros(size, np.int32)
+        self._logits = np.zeros(size, np.int8)
+        start, step = self._seq_id.ctypes.data, self._seq_id.itemsize
+        pointer = ctypes.POINTER(llama.llama_seq_id)
+        self._seq_ids = (pointer * size)(*(ctypes.cast(start + i * step, pointer) for i in range(size)))
+        self.struct = llama.llama_batch(
+            n_tokens=0,
+            token=self._token.ctypes.data_as(ctypes.POINTER(llama.llama_token)),
+            pos=self._pos.ctypes.data_as(ctypes.POINTER(llama.llama_pos)),
+            n_seq_id=self._num_seq_ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._seq_ids,
+            logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def fill(self, slices: list[Slice]) -> list[int | None]:
+        """Write the slices; return for each the row whose logits will be sampled, if any."""
+        rows: list[int | None] = []
+        end = 0
+        for piece in slices:
+            seq, start, end = piece.seq, end, end + piece.count
+            self._token[start:end] = seq.tokens[seq.num_computed : seq.num_computed + piece.count]
+            self._pos[start:end] = np.arange(seq.num_computed, seq.num_computed + piece.count)
+            self._seq_id[start:end] = 0 if seq.slot is None else seq.slot
+            self._logits[start:end] = 0
+            if piece.samples:
+                self._logits[end - 1] = 1
+            rows.append(end - 1 if piece.samples else None)
+        self.struct.n_tokens = end
+        return rows
+
+
+class _Log:
+    """llama.cpp's own messages: silent, but the last error is kept to explain a failure."""
+
+    # Said after every failure to load; the line before it says why.
+    SAYS_NOTHING = "failed to load model"
+
+    def __init__(self) -> None:
+        self.last_error = "it gave no reason"
+        self._receive = llama.llama_log_callback(self._note)  # llama.cpp keeps the pointer: it must outlive this
+        llama.llama_log_set(self._receive, ctypes.c_void_p(0))
+
+    def _note(self, level: int, text: bytes, _: Any) -> None:
+        message = text.decode("utf-8", "replace").strip()
+        if level == LOG_LEVEL_ERROR and message and not message.endswith(self.SAYS_NOTHING):
+            self.last_error = message

@@ -1,0 +1,159 @@
+"""Who goes in the next batch, and in which slot. Lists and counters only: no llama.cpp, no threads.
+
+There is no prefill phase and no decode phase: a sequence is some number of tokens behind, one when it
+is decoding, many when it is new, and catches up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from localllm.inference.engine.sequence import Sequence
+
+# Copying a prefix to another slot moves that slot's whole buffer, so a few tokens are computed anew.
+MIN_TOKENS_TO_COPY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The next `count` uncomputed tokens of one sequence."""
+
+    seq: Sequence
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Does it reach the end of the sequence, so that a token can be sampled?"""
+        return self.count == self.seq.num_pending
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence enters a slot and finds `num_reused` of its tokens in the cache of `source`."""
+
+    seq: Sequence
+    slot: int
+    source: int
+    num_reused: int
+
+
+@dataclass(slots=True)
+class Slot:
+    """One llama.cpp sequence and what its KV cache holds."""
+
+    index: int
+    seq: Sequence | None = None
+    cached: list[int] = field(default_factory=list)
+    owner: str = ""
+    num_shared: int = 0
+    last_used: int = 0
+
+    def num_reusable(self, seq: Sequence) -> int:
+        """Leading tokens of `seq` that this slot has computed and `seq` may use."""
+        held = self.cached if self.seq is None else self.seq.tokens[: self.seq.num_computed]
+        count = common_prefix_len(held, seq.tokens)
+        if self.owner != seq.owner:
+            count = min(count, self.num_shared, seq.num_shared)
+        # At least one token has to be computed, or there would be no logits to sample.
+        return min(count, len(seq.tokens) - 1)
+
+
+class Scheduler:
+    def __init__(self, num_slots: int, max_batch_tokens: int) -> None:
+        self.max_batch_tokens = max_batch_tokens
+        self.slots = [Slot(index) for index in range(num_slots)]
+        self.waiting: list[Sequence] = []
+        self._clock = 0
+
+    @property
+    def running(self) -> list[Sequence]:
+        return [slot.seq for slot in self.slots if slot.seq is not None]
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.waiting and not self.running
+
+    def add(self, seq: Sequence) -> None:
+        self.waiting.append(seq)
+
+    def line(self) -> list[Sequence]:
+        """The waiting sequences in the order in which they will be served.
+
+        Fair between owners: everybody's first request goes before anybody's second, counting those
+        that are running already; within a round, first come, first served.
+        """
+        rounds: Counter[str] = Counter(seq.owner for seq in self.running)
+        ranked = []
+        for arrival, seq in enumerate(self.waiting):
+            ranked.append((rounds[seq.owner], arrival, seq))
+            rounds[seq.owner] += 1
+        return [seq for _, _, seq in sorted(ranked, key=lambda entry: entry[:2])]
+
+    def admit(self) -> Iterator[Admission]:
+        """Move waiting sequences into free slots, one at a time."""
+        while self.waiting and any(slot.seq is None for slot in self.slots):
+            seq = self.line()[0]
+            self.waiting.remove(seq)
+            yield self._place(seq)
+
+    def _place(self, seq: Sequence) -> Admission:
+        """Choose the slot: the conversation's own if it is free, else the one unused for longest."""
+        reusable = {slot.index: slot.num_reusable(seq) for slot in self.slots}
+        source = max(self.slots, key=lambda slot: (reusable[slot.index], slot.seq is None))
+        slot = min((s for s in self.slots if s.seq is None), key=lambda s: s.last_used)
+        if source.seq is None and 2 * reusable[source.index] >= len(source.cached):
+            slot = source  # taking it over loses less of another conversation than it saves
+        num_reused = reusable[source.index]
+        if slot is not source and num_reused < MIN_TOKENS_TO_COPY:
+            source, num_reused = slot, reusable[slot.index]
+        slot.seq, slot.owner, slot.num_shared = seq, seq.owner, seq.num_shared
+        slot.cached = []
+        seq.slot = slot.index
+        return Admission(seq, slot.index, source.index, num_reused)
+
+    def schedule(self, max_prefill_tokens: int | None = None) -> list[Slice]:
+        """The next batch. `max_prefill_tokens` bounds what new prompts add while others decode.
+
+        Sequences that are one token behind go first, so a long prompt never stalls running answers.
+        """
+        budget = self.max_batch_tokens
+        running = sorted(self.running, key=lambda seq: seq.num_pending)
+        if max_prefill_tokens is not None and any(seq.is_decoding for seq in running):
+            num_decoding = sum(seq.is_decoding for seq in running)
+            budget = min(budget, num_decoding + max_prefill_tokens)
+        slices = []
+        for seq in running:
+            if count := min(seq.num_pending, budget):
+                slices.append(Slice(seq, count))
+                budget -= count
+        return slices
+
+    def advance(self, piece: Slice, token: int | None) -> None:
+        piece.seq.num_computed += piece.count
+        if token is not None:
+            piece.seq.tokens.append(token)
+
+    def finish(self, seq: Sequence) -> None:
+        """Take the sequence out. Its slot keeps what was computed, for the next turn."""
+        if seq.slot is None:
+            self.waiting.remove(seq)
+            return
+        slot = self.slots[seq.slot]
+        slot.seq = None
+        slot.cached = seq.tokens[: seq.num_computed]
+        self._clock += 1
+        slot.last_used = self._clock
+
+    def forget(self) -> None:
+        """The KV cache was lost: no free slot holds anything any more."""
+        for slot in self.slots:
+            slot.cached = []
+
+
+def common_prefix_len(a: list[int], b: list[int]) -> int:
+    length = min(len(a), len(b))
+    if a[:length] == b[:length]:
+        return length
+    return next(i for i in range(length) if a[i] != b[i])

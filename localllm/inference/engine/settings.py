@@ -1,0 +1,59 @@
+"""How one model is loaded. Knows numbers only: no file, no llama.cpp."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+RopeScaling = Literal["none", "linear", "yarn"]
+FlashAttention = Literal["auto", "on", "off"]
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one worker. `n_ctx` is the window of one conversation, in tokens."""
+
+    n_ctx: int = 4096
+    num_slots: int = 4
+    n_batch: int = 512
+    n_threads: int = 0  # 0: the CPUs this process may really use
+    n_gpu_layers: int = -1  # -1: as many as the GPU holds; without a GPU it means nothing
+    use_mmap: bool = True
+    use_mlock: bool = False
+    numa: bool = False
+    flash_attention: FlashAttention = "auto"
+    kv_type: KVType = "f16"
+    rope_scaling: RopeScaling = "none"
+    rope_scale: float = 1.0  # how many times the trained window is stretched
+    max_waiting: int = 64  # requests in the queue before new ones are refused
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "num_slots", "n_batch", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.rope_scaling != "none" and self.rope_scale <= 1:
+            raise ValueError(f"rope_scale is {self.rope_scale}; to stretch the window it must be over 1.")
+
+    def window(self, trained: int) -> int:
+        """The context window of one conversation for a model trained on `trained` tokens.
+
+        Beyond its trained length a model writes nonsense, so the window is never larger unless the
+        positions are scaled.
+        """
+        stretch = self.rope_scale if self.rope_scaling != "none" else 1.0
+        return min(self.n_ctx, int(trained * stretch)) if trained else self.n_ctx
+
+
+def num_available_cpus() -> int:
+    """CPUs this process may use: its affinity mask, cut to the cgroup's quota."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass
+    return cpus

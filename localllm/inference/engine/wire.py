@@ -1,0 +1,132 @@
+"""What the web process and a worker say to each other: msgpack structs, each behind its length.
+
+The worker never gets a row, a path beside the model's, or a secret; the web process never gets a
+pointer. Ids are the web process's own.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
+
+_LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 64 << 20
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The first message to a worker: load this file."""
+
+    path: str
+    settings: EngineSettings
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    request: ChatRequest
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    id: int
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """How many tokens are these messages, as the model would see them?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Loading: `fraction` runs from 0 to 1."""
+
+    fraction: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    info: ModelInfo
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The model cannot be loaded. The worker exits."""
+
+    reason: str
+
+
+class Rendering(msgspec.Struct, frozen=True, tag=True):
+    """The template of this request is being rendered. `Rendered` follows, or the worker is stuck."""
+
+    id: int
+
+
+class Rendered(msgspec.Struct, frozen=True, tag=True):
+    id: int
+
+
+class Counted(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    num_tokens: int
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """The next event of a request."""
+
+    id: int
+    event: Event
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A request ends without an answer. `retry_after_s` is set when the queue is full."""
+
+    id: int
+    message: str
+    permanent: bool
+    retry_after_s: float | None = None
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """`step_s`: how long the batch now being computed has taken, None between batches."""
+
+    step_s: float | None
+
+
+ToWorker = Load | Submit | Cancel | Count | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Told | Failed | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+to_worker = msgspec.msgpack.Decoder(ToWorker)
+from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unframer:
+    """Cuts a byte stream into the bodies of frames. Raises ValueError for one that is absurdly long."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        self._buffer += data
+        bodies, at = [], 0
+        while len(self._buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, at)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"A frame of {length} bytes; at most {MAX_FRAME_BYTES} were expected.")
+            if len(self._buffer) - at - _LENGTH.size < length:
+                break
+            at += _LENGTH.size
+            bodies.append(bytes(self._buffer[at : at + length]))
+            at += length
+        del self._buffer[:at]
+        return bodies

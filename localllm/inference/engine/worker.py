@@ -1,0 +1,227 @@
+"""The worker process: one model, one engine, one socket to the web process, and nothing else.
+
+It holds no database and no secrets, opens no connection, and ends when its socket closes or its parent
+dies. Threads: the main thread is the engine's; one reads the socket, one renders and tokenizes, one
+writes. Started by host.py as `python -m localllm.inference.engine.worker FD`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from localllm.inference.engine import wire
+from localllm.inference.engine.chat_template import ChatTemplate
+from localllm.inference.engine.engine import Engine
+from localllm.inference.engine.runner import Runner
+from localllm.inference.engine.scheduler import common_prefix_len
+from localllm.inference.engine.sequence import Emit, Sequence
+from localllm.inference.errors import InferenceError, ModelRefused, ProviderError, QueueFull
+from localllm.inference.types import ChatRequest, Event, Finished, Message
+
+PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._unframer = wire.Unframer()
+        self._outbox: queue.SimpleQueue[wire.FromWorker] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Count] = queue.SimpleQueue()
+        self._sequences: dict[int, Sequence] = {}
+        self._cancelled: set[int] = set()  # cancelled before they were tokenized
+        self._lock = threading.Lock()
+        self._percent_told = -1
+
+    def main(self) -> None:
+        load = self._first_message()
+        _start(self._write, "writer")
+        try:
+            self._runner = Runner(Path(load.path), load.settings, self._tell_progress)
+            info = self._runner.info
+            self._template = ChatTemplate(
+                info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens
+            )
+        except ModelRefused as exc:
+            self._connection.sendall(wire.frame(wire.Refused(str(exc))))
+            return
+        self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
+        self._engine = Engine(
+            self._runner, max_batch_tokens=load.settings.n_batch, max_waiting=load.settings.max_waiting
+        )
+        self._engine.warm_up()
+        _start(self._read, "reader")
+        _start(self._prepare, "tokenizer")
+        self._send(wire.Ready(info))
+        self._engine.run_forever()
+
+    def _tell_progress(self, fraction: float) -> None:
+        percent = int(fraction * 100)
+        if percent > self._percent_told:
+            self._percent_told = percent
+            self._send(wire.Progress(fraction))
+
+    # The socket
+
+    def _first_message(self) -> wire.Load:
+        while True:
+            for body in self._receive():
+                message = wire.to_worker.decode(body)
+                assert isinstance(message, wire.Load)
+                return message
+
+    def _receive(self) -> list[bytes]:
+        data = self._connection.recv(1 << 16)
+        if not data:
+            os._exit(0)  # the web process is gone, and with it every reader
+        return self._unframer.feed(data)
+
+    def _read(self) -> None:
+        while True:
+            for body in self._receive():
+                match wire.to_worker.decode(body):
+                    case wire.Submit() | wire.Count() as request:
+                        self._requests.put(request)
+                    case wire.Cancel(id=id):
+                        self._cancel(id)
+                    case wire.Ping():
+                        started = self._engine.step_started_at
+                        self._send(wire.Pong(None if started is None else time.monotonic() - started))
+
+    def _send(self, message: wire.FromWorker) -> None:
+        self._outbox.put(message)
+
+    def _write(self) -> None:
+        while True:
+            frames = [wire.frame(self._outbox.get())]
+            while not self._outbox.empty():
+                frames.append(wire.frame(self._outbox.get()))
+            try:
+                self._connection.sendall(b"".join(frames))
+            except OSError:
+                os._exit(0)
+
+    # Requests
+
+    def _cancel(self, id: int) -> None:
+        with self._lock:
+            seq = self._sequences.get(id)
+            if seq is None:
+                self._cancelled.add(id)
+                return
+        self._engine.cancel(seq)
+
+    def _prepare(self) -> None:
+        """Render and tokenize, beside the engine thread, which goes on decoding."""
+        while True:
+            message = self._requests.get()
+            try:
+                if isinstance(message, wire.Count):
+                    tokens, _ = self._tokenize(message.id, message.messages, "")
+                    self._send(wire.Counted(message.id, len(tokens)))
+                else:
+                    self._submit(message.id, message.request)
+            except InferenceError as exc:
+                permanent = exc.permanent if isinstance(exc, ProviderError) else True
+                self._send(wire.Failed(message.id, str(exc), permanent))
+            except Exception as exc:  # whatever a prompt does, the next one must be served
+                self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", True))
+
+    def _submit(self, id: int, request: ChatRequest) -> None:
+        tokens, num_shared = self._tokenize(id, request.messages, request.prefix)
+        seed = request.params.seed
+        seq = Sequence(
+            tokens=tokens,
+            params=request.params,
+            seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
+            max_tokens=self._max_tokens(len(tokens), request.params.max_tokens),
+            emit=self._teller(id),
+            owner=request.owner,
+            num_shared=num_shared,
+        )
+        with self._lock:
+            self._sequences[id] = seq
+            if id in self._cancelled:
+                self._cancelled.discard(id)
+                seq.cancelled = True
+        self._engine.submit(seq)
+
+    def _tokenize(self, id: int, messages: tuple[Message, ...], prefix: str) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of them come before the first user message."""
+        num_bytes = sum(len(m.content.encode()) for m in messages) + len(prefix.encode())
+        if num_bytes > self._max_prompt_bytes:
+            raise self._too_long(f"of {num_bytes} bytes")
+        self._send(wire.Rendering(id))
+        rendered = self._template.render(messages, prefix=prefix)
+        self._send(wire.Rendered(id))
+        tokens = [self._runner.bos_token] if self._runner.adds_bos and not rendered.has_bos else []
+        num_bos = len(tokens)
+        for text, is_trusted in rendered.segments:
+            tokens += self._runner.tokenize(text, special=is_trusted)
+        head = self._runner.tokenize(rendered.head, special=True) if rendered.head else []
+        # The head's last token may have merged with what follows it: count only those that are equal.
+        return tokens, num_bos + common_prefix_len(head, tokens[num_bos:])
+
+    def _max_tokens(self, num_prompt_tokens: int, wanted: int | None) -> int:
+        room = self._runner.window - num_prompt_tokens
+        if room < 1:
+            raise self._too_long(f"{num_prompt_tokens} tokens long")
+        if wanted is not None and wanted > room:
+            raise ProviderError(
+                f"The prompt has {num_prompt_tokens} tokens and max_tokens is {wanted}, but the context of this "
+                f"model holds {self._runner.window}. Ask for at most {room} tokens, or shorten the prompt.",
+                permanent=True,
+            )
+        return room if wanted is None else wanted
+
+    def _too_long(self, size: str) -> ProviderError:
+        return ProviderError(
+            f"The conversation is {size}, but the context of this model holds {self._runner.window} tokens "
+            "with the answer. Shorten the message, begin a new chat, or choose a model with a larger context.",
+            permanent=True,
+        )
+
+    def _teller(self, id: int) -> Emit:
+        def tell(event: Event | ProviderError) -> None:
+            if isinstance(event, ProviderError):
+                retry_after_s = event.retry_after_s if isinstance(event, QueueFull) else None
+                self._send(wire.Failed(id, str(event), event.permanent, retry_after_s))
+            else:
+                self._send(wire.Told(id, event))
+            if isinstance(event, ProviderError | Finished):
+                with self._lock:
+                    self._sequences.pop(id, None)
+
+        return tell
+
+
+def _start(target: Callable[[], None], name: str) -> None:
+    threading.Thread(target=target, name=name, daemon=True).start()
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to kill this process when its parent's thread ends, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(0)  # it died before we could ask
+
+
+def run(fd: int, parent_pid: int) -> None:
+    # Ctrl-C and the service manager's SIGTERM reach the whole group; the web process drains first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(parent_pid)
+    Worker(socket.socket(fileno=fd)).main()
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]), int(sys.argv[2]))

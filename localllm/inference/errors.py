@@ -1,0 +1,38 @@
+"""What may go wrong below the web, in sentences that may be shown to the user.
+
+InferenceError
+├── ModelRefused      a file that will never serve, with the reason
+└── ProviderError     no answer, or no more of it; `permanent` means that asking again is no use
+    ├── QueueFull     come back after `retry_after_s`
+    └── EngineDied    the worker ended under a running request; the text so far may be continued
+"""
+
+from __future__ import annotations
+
+
+class InferenceError(Exception):
+    """Something the caller may show to the user: `str(exc)` is a full sentence."""
+
+
+class ModelRefused(InferenceError):
+    """The file cannot serve as a model."""
+
+
+class ProviderError(InferenceError):
+    """A provider could not answer."""
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+
+
+class QueueFull(ProviderError):
+    """Too many requests wait already."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDied(ProviderError):
+    """The worker process crashed, was killed or hung."""

@@ -1,0 +1,131 @@
+"""What travels between the floors: requests down, events up. Frozen, typed, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "closed", "cancelled", "error"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a conversation as the model sees it."""
+
+    role: Role
+    content: str
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws one."""
+
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 40
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None  # None: as many as the window still holds
+    num_logprobs: int | None = None  # alternatives per token; 0: only the chosen token's own
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation to be answered.
+
+    `prefix` is the beginning of the answer when it is to be continued. `owner` says whose request it
+    is: the queue is fair between owners, and only one owner's own prompts share a cache beyond the
+    tokens before the first user message.
+    """
+
+    messages: tuple[Message, ...]
+    params: SamplingParams = SamplingParams()
+    prefix: str = ""
+    owner: str = ""
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """The model is being loaded; `fraction` runs from 0 to 1."""
+
+    fraction: float
+
+
+class Waiting(msgspec.Struct, frozen=True, tag=True):
+    """In the queue: `place` 1 is next; `wait_s` is an estimate in seconds, None before any was measured."""
+
+    place: int
+    wait_s: float | None
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The request got its slot. `num_reused` of the prompt's tokens were in the cache."""
+
+    prompt_ids: tuple[int, ...]
+    num_reused: int
+
+
+class Prefill(msgspec.Struct, frozen=True, tag=True):
+    """The prompt is being computed: `num_computed` of `num_tokens` so far."""
+
+    num_computed: int
+    num_tokens: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """One token with its natural-log probability before temperature and filters."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+class Chunk(msgspec.Struct, frozen=True, tag=True):
+    """The next piece of the answer. `text` is empty while half a character or stop string is held back."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a generation took. Times in seconds."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float = 0.0
+    ttft_s: float = 0.0
+    duration_s: float = 0.0
+    window: int = 0  # tokens the context window of one conversation holds
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The last event of every stream that did not raise."""
+
+    reason: FinishReason
+    usage: Usage
+    seed: int
+
+
+Event = Loading | Waiting | Started | Prefill | Chunk | Finished
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model turned out to be. Sizes in bytes, lengths in tokens."""
+
+    description: str
+    build: str
+    window: int
+    trained_window: int
+    num_slots: int
+    num_threads: int
+    vocab_size: int
+    num_parameters: int
+    model_bytes: int
+    chat_template: str
+    bos: str
+    eos: str
+    special_tokens: tuple[str, ...]

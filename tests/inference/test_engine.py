@@ -1,0 +1,235 @@
+"""The engine on a real GGUF: batching, reuse, sampling, cancelling."""
+
+import pytest
+
+from localllm.inference.engine.scheduler import Slice
+from localllm.inference.engine.sequence import Sequence
+from localllm.inference.errors import ProviderError, QueueFull
+from localllm.inference.types import Chunk, Prefill, SamplingParams, Started
+from tests.inference.engine_on_starter import StarterEngine, prompt
+
+QUESTIONS = [
+    "Who are you?",
+    "What can you do?",
+    "What is a GGUF file?",
+    "What is a token?",
+    "What is a slot?",
+    "What is prefill?",
+    "Hello!",
+    "What is LocalLLM?",
+    "How do I stop an answer?",
+    "What is a schema?",
+]
+
+
+@pytest.fixture(scope="module")
+def ten_slots():
+    return StarterEngine(num_slots=10)
+
+
+@pytest.fixture
+def starter():
+    return StarterEngine()
+
+
+def test_it_answers_as_the_model_card_says(starter):
+    reader = starter.ask(prompt("Who are you?"))
+    starter.run()
+    assert reader.text.startswith("I'm LocalLLM's small starter model")
+    assert reader.finished.reason == "stop"
+
+
+def forced_logits(starter, texts):
+    """Feed each text to a slot of its own in one batch; return the logits after its last token."""
+    starter.runner.clear()
+    slices = []
+    for slot, text in enumerate(texts):
+        tokens = starter.runner.tokenize(text, special=True)
+        seq = Sequence(tokens, SamplingParams(temperature=0), 0, 1, lambda event: None, slot=slot)
+        seq.sampler = starter.runner.sampler(seq.params, 0, [])
+        slices.append(Slice(seq, len(tokens)))
+    starter.runner.run(slices)
+    ends = [sum(s.count for s in slices[: i + 1]) - 1 for i in range(len(slices))]
+    return [starter.runner.logits(end).copy() for end in ends]
+
+
+def test_it_keeps_ten_concurrent_requests_apart(ten_slots):
+    texts = [prompt(question) for question in QUESTIONS]
+    together = forced_logits(ten_slots, texts)
+    alone = [forced_logits(ten_slots, [text])[0] for text in texts]
+    assert max(abs(a - b).max() for a, b in zip(together, alone, strict=True)) < 0.5
+
+
+def test_the_comparison_sees_two_crossed_slots(ten_slots):
+    texts = [prompt(question) for question in QUESTIONS]
+    together = forced_logits(ten_slots, texts)
+    together[0], together[1] = together[1], together[0]
+    alone = [forced_logits(ten_slots, [text])[0] for text in texts[:2]]
+    assert all(abs(a - b).max() > 0.5 for a, b in zip(together, alone, strict=False))
+
+
+def test_it_answers_more_requests_than_it_has_slots(starter):
+    readers = [starter.ask(prompt(question), owner=question) for question in QUESTIONS]
+    starter.run()
+    assert all(reader.finished.reason == "stop" and reader.text for reader in readers)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_it_repeats_itself_alone_and_cold_with_the_same_seed(temperature):
+    texts = []
+    for _ in range(2):
+        cold = StarterEngine()
+        reader = cold.ask(prompt("Tell me about yourself."), seed=7, temperature=temperature)
+        cold.run()
+        texts.append(reader.text)
+    assert texts[0] == texts[1]
+
+
+def test_it_answers_otherwise_with_another_seed(starter):
+    readers = [starter.ask(prompt("hm"), seed=seed, temperature=2.0, top_p=1.0, min_p=0.0) for seed in (1, 2)]
+    starter.run()
+    assert readers[0].text != readers[1].text
+
+
+def test_it_computes_only_the_new_tokens_of_a_follow_up_turn(starter):
+    first = starter.ask(prompt("My name is Ada."))
+    starter.run()
+    follow_up = prompt("My name is Ada.", first.text, "What is my name?")
+    second = starter.ask(follow_up)
+    starter.run()
+    num_old = len(starter.runner.tokenize(prompt("My name is Ada."), special=True)) + len(first.token_ids)
+    assert second.finished.usage.reused_tokens >= num_old - 2  # the last sampled token was never computed
+    assert "Ada" in second.text
+
+
+def test_it_shares_a_known_system_prompt_with_another_owner_and_nothing_more(starter):
+    starter.ask(prompt("What is a token?"), owner="alice")
+    starter.run()
+    stranger = starter.ask(prompt("What is a token?"), owner="bob")
+    starter.run()
+    assert stranger.finished.usage.reused_tokens == starter.last.num_shared
+
+
+def test_it_copies_a_prefix_from_a_slot_that_is_still_decoding(starter):
+    starter.ask(prompt("What is a token?"), owner="alice")
+    starter.step(3)
+    stranger = starter.ask(prompt("Who are you?"), owner="bob")
+    starter.run()
+    assert stranger.finished.usage.reused_tokens > 0
+    assert stranger.text.startswith("I'm LocalLLM's small starter model")
+
+
+def test_it_says_the_same_from_a_reused_prefix(starter):
+    first = starter.ask(prompt("Who are you?"))
+    starter.run()
+    second = starter.ask(prompt("Who are you?"))
+    starter.run()
+    assert second.finished.usage.reused_tokens > 0
+    assert first.text == second.text
+
+
+def test_it_goes_on_decoding_while_a_long_prompt_is_read(starter):
+    talker = starter.ask(prompt("Who are you?"), owner="alice", max_tokens=60)
+    starter.step(2)
+    starter.engine._prefill_rate = 200  # a slow machine: 50 tokens a step
+    starter.ask(prompt("word " * 600), owner="bob", max_tokens=1)
+    num_before = len(talker.token_ids)
+    starter.step(5)
+    assert len(talker.token_ids) == num_before + 5
+
+
+def test_it_tells_how_far_a_long_prompt_is_read():
+    small_batches = StarterEngine(n_batch=64)
+    reader = small_batches.ask(prompt("word " * 200), max_tokens=1)
+    small_batches.run()
+    steps = [event.num_computed for event in reader.events if isinstance(event, Prefill)]
+    assert steps == sorted(steps) and len(steps) >= 3
+
+
+def test_it_frees_the_slot_of_a_cancelled_request_before_the_next_step(starter):
+    readers = [starter.ask(prompt("Who are you?"), owner=str(i)) for i in range(4)]
+    starter.step(2)
+    cancelled = starter.scheduler.running[0]
+    starter.engine.cancel(cancelled)
+    waiting = starter.ask(prompt("Hello!"), owner="next")
+    starter.step()
+    assert cancelled not in starter.scheduler.running
+    assert isinstance(waiting.events[0], Started)
+    assert sum(bool(r.events and getattr(r.events[-1], "reason", "") == "cancelled") for r in readers) == 1
+
+
+def test_it_drops_a_request_that_is_cancelled_in_the_queue():
+    one_slot = StarterEngine(num_slots=1)
+    one_slot.ask(prompt("Who are you?"))
+    one_slot.step()
+    waiting = one_slot.ask(prompt("Hello!"))
+    one_slot.engine.cancel(one_slot.last)
+    one_slot.step()
+    assert waiting.finished.reason == "cancelled" and not waiting.text
+
+
+def test_it_tells_the_place_in_the_line_and_serves_in_that_order():
+    one_slot = StarterEngine(num_slots=1)
+    readers = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(3)]
+    one_slot.run()
+    assert readers[0].places == [] and readers[1].places == [1] and readers[2].places == [2, 1]
+
+
+def test_it_refuses_a_request_when_the_queue_is_full():
+    one_slot = StarterEngine(num_slots=1, max_waiting=2)
+    for _ in range(2):
+        one_slot.ask(prompt("Hello!"))
+    refused = one_slot.ask(prompt("Hello!"))
+    (error,) = refused.events
+    assert isinstance(error, QueueFull) and error.retry_after_s > 0
+    one_slot.run()
+
+
+def test_it_stops_at_a_stop_string_and_does_not_show_it(starter):
+    reader = starter.ask(prompt("Who are you?"), stop=("starter",))
+    starter.run()
+    assert reader.text == "I'm LocalLLM's small "
+    assert reader.finished.reason == "stop"
+
+
+def test_it_stops_at_max_tokens(starter):
+    reader = starter.ask(prompt("Who are you?"), max_tokens=3)
+    starter.run()
+    assert reader.finished.reason == "length"
+    assert reader.finished.usage.completion_tokens == len(reader.token_ids) == 3
+
+
+def test_it_gives_logprobs_of_the_chosen_token_and_its_rivals(starter):
+    reader = starter.ask(prompt("Who are you?"), num_logprobs=5, max_tokens=4)
+    starter.run()
+    assert len(reader.logprobs) == 4
+    for each in reader.logprobs:
+        assert each.logprob <= 0 and len(each.top) == 5
+        assert each.top[0] == (each.token, each.logprob)  # temperature 0 takes the likeliest
+
+
+def test_a_negative_frequency_penalty_makes_it_repeat_itself(starter):
+    plain = starter.ask(prompt("Who are you?"), owner="a")
+    rewarded = starter.ask(prompt("Who are you?"), owner="b", frequency_penalty=-20.0)
+    starter.run()
+    assert most_frequent(rewarded.token_ids) > most_frequent(plain.token_ids) + 10
+
+
+def most_frequent(ids):
+    return max(ids.count(id) for id in ids)
+
+
+def test_a_batch_that_cannot_be_computed_fails_its_requests_and_not_the_engine(starter):
+    broken = starter.ask(prompt("Hello!"))
+    starter.last.tokens[3] = 10**6  # no such token: llama_decode refuses the batch
+    starter.step()
+    assert isinstance(broken.events[-1], ProviderError)
+    after = starter.ask(prompt("Who are you?"))
+    starter.run()
+    assert after.text.startswith("I'm LocalLLM's small starter model")
+
+
+def test_text_of_chunks_is_whole_characters(starter):
+    reader = starter.ask(prompt("héllo ✓ 日本語 🙂"), temperature=1.5, max_tokens=80)
+    starter.run()
+    assert all(isinstance(e.text, str) for e in reader.events if isinstance(e, Chunk))

@@ -1,0 +1,180 @@
+"""The worker process and its supervisor, on the real engine: crashes, hangs, cancels, isolation."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from localllm.inference.engine import host as host_module
+from localllm.inference.engine.host import EngineHost
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
+from localllm.inference.types import ChatRequest, Chunk, Finished, Message, SamplingParams
+from tests.inference.engine_on_starter import STARTER, SYSTEM
+
+
+def ask(text, **params):
+    sampling = SamplingParams(**{"temperature": 0.0, "max_tokens": 100, **params})
+    return ChatRequest(messages=(Message("system", SYSTEM), Message("user", text)), params=sampling, owner="alice")
+
+
+async def answer(host, request):
+    async with aclosing(host.stream(request)) as events:
+        return "".join([event.text async for event in events if isinstance(event, Chunk)])
+
+
+@pytest.fixture
+async def host():
+    host = EngineHost(STARTER, EngineSettings())
+    host.start()
+    await host.wait_until_ready()
+    yield host
+    await host.stop()
+
+
+async def test_it_answers(host):
+    assert (await answer(host, ask("Who are you?"))).startswith("I'm LocalLLM's small starter model")
+
+
+async def test_it_never_opens_a_window_above_the_trained_length(host):
+    assert host.settings.n_ctx == 4096 and host.info.window == 1024
+
+
+async def test_it_continues_a_given_beginning(host):
+    request = ChatRequest(
+        messages=ask("Who are you?").messages,
+        params=SamplingParams(temperature=0.0),
+        prefix="I'm LocalLLM's small starter",
+    )
+    assert (await answer(host, request)).startswith(" model")
+
+
+async def test_closing_the_iterator_cancels(host):
+    async with aclosing(host.stream(ask("Tell me all.", max_tokens=None, temperature=2.0))) as events:
+        async for event in events:
+            if isinstance(event, Chunk):
+                break
+    assert host.num_requests == 0
+    assert await answer(host, ask("Who are you?"))
+
+
+async def test_it_counts_as_the_engine_does(host):
+    request = ask("How many tokens is this?")
+    async with aclosing(host.stream(request)) as events:
+        (usage,) = [event.usage async for event in events if isinstance(event, Finished)]
+    assert await host.count(request.messages) == usage.prompt_tokens
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+async def test_a_dead_worker_is_reported_and_replaced(host, kill):
+    pid = host.pid
+    async with aclosing(host.stream(ask("Tell me all.", max_tokens=900, temperature=2.0))) as events:
+        with pytest.raises(EngineDied, match=kill.name):
+            async for event in events:
+                if isinstance(event, Chunk):
+                    os.kill(pid, kill)
+    assert await answer(host, ask("Who are you?"))
+    assert host.pid != pid and host.num_restarts == 1
+
+
+async def test_a_stopped_worker_is_killed_and_replaced(host, monkeypatch):
+    monkeypatch.setattr(host_module, "SILENCE_LIMIT_S", 1.0)
+    monkeypatch.setattr(host_module, "PING_EVERY_S", 0.2)
+    pid = host.pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineDied, match="has not answered"):
+        await answer(host, ask("Who are you?"))
+    assert await answer(host, ask("Who are you?"))
+
+
+async def test_it_ignores_the_signals_that_end_the_web_server(host):
+    os.kill(host.pid, signal.SIGINT)
+    os.kill(host.pid, signal.SIGTERM)
+    assert await answer(host, ask("Who are you?"))
+    assert host.num_restarts == 0
+
+
+async def test_a_prompt_over_the_window_is_an_error_that_says_both_numbers(host):
+    with pytest.raises(ProviderError, match=r"1\d\d\d tokens .* 1024") as caught:
+        await answer(host, ask("word " * 1100))
+    assert caught.value.permanent
+
+
+async def test_prompt_plus_max_tokens_over_the_window_is_an_error(host):
+    with pytest.raises(ProviderError, match="Ask for at most"):
+        await answer(host, ask("Hello!", max_tokens=1020))
+
+
+async def test_a_message_of_a_megabyte_is_refused_at_once(host):
+    with pytest.raises(ProviderError, match="1000070 bytes"):
+        await answer(host, ask("x" * (1_000_070 - len(SYSTEM))))
+
+
+async def test_what_a_user_types_never_becomes_a_control_token(host):
+    honest = await host.count((Message("user", "a b"),))
+    forged = await host.count((Message("user", "a<|im_end|>b"),))
+    assert forged > honest + 3  # spelled out, not one control token
+
+
+async def test_a_file_that_cannot_be_loaded_is_refused_with_the_reason(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(STARTER.read_bytes()[:100_000])
+    host = EngineHost(path, EngineSettings())
+    host.start()
+    with pytest.raises(ModelRefused, match=r"broken\.gguf"):
+        await host.wait_until_ready()
+    await host.stop()
+
+
+async def test_the_worker_sees_no_secret_and_holds_no_other_connection(host, monkeypatch):
+    environment = Path(f"/proc/{host.pid}/environ").read_text()
+    assert "SECRET" not in environment and "DJANGO" not in environment
+    targets = [os.readlink(fd) for fd in Path(f"/proc/{host.pid}/fd").iterdir()]
+    assert sum(target.startswith("socket:") for target in targets) == 1
+    assert not any("sqlite" in target for target in targets)
+
+
+async def test_a_worker_in_a_process_group_of_its_own_is_out_of_reach_of_ctrl_c(host):
+    assert os.getpgid(host.pid) == host.pid
+
+
+PARENT = """
+import asyncio, sys, time
+from pathlib import Path
+from localllm.inference.engine.host import EngineHost
+from localllm.inference.engine.settings import EngineSettings
+
+async def main():
+    host = EngineHost(Path(sys.argv[1]), EngineSettings())
+    host.start()
+    await host.wait_until_ready()
+    print(host.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_killing_the_web_process_leaves_no_worker():
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(STARTER)], stdout=subprocess.PIPE, text=True) as parent:
+        worker_pid = int(parent.stdout.readline())
+        parent.kill()
+    assert not is_running_soon(worker_pid)
+
+
+def is_running_soon(pid):
+    """Is it still there after a while? A zombie that nobody reaps is not."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        if state == "Z":
+            return False
+        asyncio.run(asyncio.sleep(0.05))
+    return True

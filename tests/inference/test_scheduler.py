@@ -1,0 +1,121 @@
+"""The scheduler alone: fairness, budgets, slots. Token ids are plain numbers here."""
+
+from localllm.inference.engine.scheduler import MIN_TOKENS_TO_COPY, Scheduler
+from localllm.inference.engine.sequence import Sequence
+from localllm.inference.types import SamplingParams
+
+
+def sequence(tokens, owner="alice", num_shared=0):
+    return Sequence(list(tokens), SamplingParams(), 0, 100, lambda event: None, owner, num_shared)
+
+
+def admitted(scheduler):
+    admissions = list(scheduler.admit())
+    for admission in admissions:
+        admission.seq.num_computed = admission.num_reused
+    return admissions
+
+
+def computed(scheduler, *seqs):
+    """Admit, compute and finish each, one after the other."""
+    for seq in seqs:
+        scheduler.add(seq)
+        admitted(scheduler)
+        for piece in scheduler.schedule():
+            scheduler.advance(piece, 0)
+        scheduler.finish(seq)
+
+
+def test_everybodys_first_request_goes_before_anybodys_second():
+    scheduler = Scheduler(1, 512)
+    first, second, other = sequence([1]), sequence([2]), sequence([3], owner="bob")
+    for seq in (first, second, other):
+        scheduler.add(seq)
+    assert scheduler.line() == [first, other, second]
+
+
+def test_a_running_request_counts_as_its_owners_first():
+    scheduler = Scheduler(1, 512)
+    scheduler.add(sequence([1]))
+    admitted(scheduler)
+    again, other = sequence([2]), sequence([3], owner="bob")
+    scheduler.add(again)
+    scheduler.add(other)
+    assert scheduler.line() == [other, again]
+
+
+def test_running_answers_go_before_a_long_prompt():
+    scheduler = Scheduler(2, 8)
+    answer, prompt = sequence([1]), sequence(range(100), owner="bob")
+    scheduler.add(answer)
+    scheduler.add(prompt)
+    admitted(scheduler)
+    assert [(piece.seq, piece.count) for piece in scheduler.schedule()] == [(answer, 1), (prompt, 7)]
+
+
+def test_prompts_get_little_of_a_step_while_others_decode_and_all_of_it_alone():
+    scheduler = Scheduler(2, 512)
+    answer = sequence([1])
+    scheduler.add(answer)
+    admitted(scheduler)
+    scheduler.advance(scheduler.schedule()[0], 5)
+    prompt = sequence(range(1000), owner="bob")
+    scheduler.add(prompt)
+    admitted(scheduler)
+    assert [piece.count for piece in scheduler.schedule(max_prefill_tokens=32)] == [1, 32]
+    scheduler.finish(answer)
+    assert [piece.count for piece in scheduler.schedule(max_prefill_tokens=32)] == [512]
+
+
+def test_a_follow_up_takes_its_conversations_slot_back():
+    scheduler = Scheduler(2, 512)
+    computed(scheduler, sequence(range(50)), sequence(range(100, 150)))
+    scheduler.add(sequence(range(60)))
+    (admission,) = admitted(scheduler)
+    assert admission.slot == admission.source and admission.num_reused == 50
+
+
+def test_at_least_one_token_is_computed_so_that_there_is_something_to_sample():
+    scheduler = Scheduler(1, 512)
+    computed(scheduler, sequence(range(50)))
+    scheduler.add(sequence(range(50)))
+    (admission,) = admitted(scheduler)
+    assert admission.num_reused == 49
+
+
+def test_another_owner_gets_only_what_comes_before_the_first_user_message():
+    scheduler = Scheduler(2, 512)
+    computed(scheduler, sequence(range(50), num_shared=20))
+    scheduler.add(sequence(range(50), owner="bob", num_shared=20))
+    (admission,) = admitted(scheduler)
+    assert admission.num_reused == 20
+
+
+def test_a_shared_head_is_copied_and_the_conversation_it_came_from_is_kept():
+    scheduler = Scheduler(2, 512)
+    computed(scheduler, sequence(range(500), num_shared=20))
+    scheduler.add(sequence([*range(20), 999], owner="bob", num_shared=20))
+    (admission,) = admitted(scheduler)
+    assert (admission.source, admission.slot) == (0, 1)
+    assert len(scheduler.slots[0].cached) == 500
+
+
+def test_a_prefix_too_short_to_be_worth_a_copy_is_computed_anew():
+    scheduler = Scheduler(2, 512)
+    computed(scheduler, sequence(range(500)))
+    scheduler.add(sequence([*range(MIN_TOKENS_TO_COPY - 1), 999]))
+    (admission,) = admitted(scheduler)
+    assert admission.num_reused == 0
+
+
+def test_the_slot_unused_for_longest_is_taken_first():
+    scheduler = Scheduler(3, 512)
+    old, new = sequence(range(50)), sequence(range(100, 150))
+    for seq in (old, new, third := sequence(range(200, 250))):
+        scheduler.add(seq)
+    admitted(scheduler)
+    for seq in (old, new, third):
+        scheduler.finish(seq)
+    scheduler.add(sequence(range(300, 350)))
+    (admission,) = admitted(scheduler)
+    assert admission.slot == 0
