@@ -46,6 +46,7 @@ class LiveReply:
     message: Message
     text: str
     new: str = ""
+    model_name: str = ""
     blocks: list[Block] = field(default_factory=list)
     stage: Frame = field(default_factory=dict)  # what it waits for, before the first token
     is_over: bool = False
@@ -180,6 +181,7 @@ async def _generate(reply: LiveReply) -> Finished:
         return conversation.request_for(reply.message), conversation.resolved_model(), conversation
 
     request, model, conversation = await database.read(prepare)
+    reply.model_name = model.name
     asker = completions.Asker(
         source="chat", user=conversation.owner, conversation_id=conversation.pk, message_id=reply.message.pk
     )
@@ -213,7 +215,13 @@ async def _end(
 
     async def end() -> None:
         await database.write(
-            reply.message.end, status, html=html, finish_reason=finish_reason, error=error, usage=usage
+            reply.message.end,
+            status,
+            html=html,
+            model_name=reply.model_name,
+            finish_reason=finish_reason,
+            error=error,
+            usage=usage,
         )
 
     # A second cancellation must not lose the final state.

@@ -147,7 +147,7 @@ class Conversation(models.Model):
             raise ConversationError(f"The message has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are taken.")
         with transaction.atomic():
             if question := self.messages.filter(cid=cid).first():
-                return question, question.children.order_by("created_at").get()
+                return question, question.children.latest("created_at")
             self._refuse_while_answering()
             question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
             reply = self._new_reply(question)
@@ -269,12 +269,20 @@ class Message(models.Model):
         )
 
     def end(
-        self, status: str, *, html: str, finish_reason: str = "", error: str = "", usage: Usage | None = None
+        self,
+        status: str,
+        *,
+        html: str,
+        model_name: str = "",
+        finish_reason: str = "",
+        error: str = "",
+        usage: Usage | None = None,
     ) -> bool:
         """Write the final state, once: False if another writer was first."""
         fields: dict[str, Any] = {
             "status": status,
             "html": html,
+            "model_name": model_name,
             "finish_reason": finish_reason,
             "error": error,
         }

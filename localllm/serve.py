@@ -105,10 +105,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _why_not_listening(host: str, port: int, error: OSError | OverflowError) -> str:
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return (
-            f"Port {port} on {host} is already in use: "
-            "stop the program that listens there, or choose another port."
-        )
+        return f"Port {port} on {host} is already in use: stop the program that listens there, or choose another port."
     reason = error.strerror if isinstance(error, OSError) else error
     return (
         f"Cannot listen on {host}, port {port} ({reason}): "
@@ -163,6 +160,13 @@ class _Channel(http.HTTPChannel):
     def resetTimeout(self) -> None:
         """Do nothing when data arrives: the timeout is one for the whole request, not for each byte of it."""
 
+    def timeoutConnection(self) -> None:
+        if self.writable.is_set():
+            super().timeoutConnection()
+        else:
+            # No next request, because the client still reads its answer: how fast is the stall check's concern.
+            self.setTimeout(self.timeOut)
+
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
         if self.factory.server.is_draining:
             request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
@@ -182,9 +186,7 @@ class _Channel(http.HTTPChannel):
         Closing at once would reset the connection, and many clients would not see the answer.
         """
         self.is_refused = True
-        self.transport.write(
-            b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        )
+        self.transport.write(b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         self.transport.loseWriteConnection()
         reactor.callLater(LINGER_S, self.transport.abortConnection)
 

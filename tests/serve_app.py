@@ -8,7 +8,7 @@ import ctypes
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from django.conf import settings
@@ -19,7 +19,7 @@ from django.urls import path
 from localllm.serve import Limits, serve
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 NUM_BLOCKS = 1600
 BLOCK = "x" * (64 << 10)  # 100 MB in all

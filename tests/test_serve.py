@@ -149,15 +149,14 @@ def test_it_lets_a_slow_client_read_to_the_end(server: ServerProcess) -> None:
     assert received > 10 * MB
 
 
-def test_it_does_not_collect_pongs_for_a_client_that_floods_pings(server: ServerProcess) -> None:
-    before = server.peak_memory()
+def test_it_stops_reading_from_a_client_that_does_not_read_its_pongs(server: ServerProcess) -> None:
     pings = Frame(Opcode.PING, b"x" * 125).serialize(mask=True) * 1000
     with server.raw(UPGRADE.format("/deaf")) as client:
-        client.settimeout(0.5)
-        with suppress(TimeoutError, ConnectionError):
+        assert client.recv(1000).startswith(b"HTTP/1.1 101 ")
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
             for _ in range(500):
                 client.sendall(pings)
-    assert server.peak_memory() - before < 30 * MB
 
 
 def test_it_closes_a_socket_that_floods_a_busy_application(server: ServerProcess) -> None:

@@ -70,6 +70,7 @@ class LanguageModel(models.Model):
     n_gpu_layers = models.IntegerField("GPU layers", default=-1, help_text="-1: as many as fit.")
     use_mmap = models.BooleanField("memory-map the file", default=True)
     use_mlock = models.BooleanField("lock in memory", default=False)
+    numa = models.BooleanField("NUMA aware", default=False)
     flash_attention = models.CharField(
         max_length=4, default="auto", choices=[("auto", "auto"), ("on", "on"), ("off", "off")]
     )
@@ -82,7 +83,8 @@ class LanguageModel(models.Model):
     rope_scaling = models.CharField(
         max_length=6, default="none", choices=[("none", "none"), ("linear", "linear"), ("yarn", "YaRN")]
     )
-    rope_scale = models.FloatField(default=1.0)
+    rope_scale = models.FloatField(default=1.0, help_text="How many times the trained window is stretched.")
+    max_waiting = models.PositiveIntegerField("queue", default=64, help_text="Requests that may wait for a slot.")
 
     # Defaults of its conversations
     system_prompt = models.TextField(blank=True)
@@ -105,20 +107,7 @@ class LanguageModel(models.Model):
 
     @property
     def engine_settings(self) -> EngineSettings:
-        names = [
-            "n_ctx",
-            "num_slots",
-            "n_threads",
-            "n_batch",
-            "n_gpu_layers",
-            "use_mmap",
-            "use_mlock",
-            "flash_attention",
-            "kv_type",
-            "rope_scaling",
-            "rope_scale",
-        ]
-        return EngineSettings(**{name: getattr(self, name) for name in names})
+        return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.__struct_fields__})
 
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""

@@ -142,7 +142,7 @@ class Worker:
             tokens=tokens,
             params=request.params,
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
-            max_tokens=self._max_tokens(len(tokens), request.params.max_tokens),
+            max_tokens=self._max_tokens(len(tokens), request),
             emit=self._teller(id),
             owner=request.owner,
             num_shared=num_shared,
@@ -170,11 +170,13 @@ class Worker:
         # The head's last token may have merged with what follows it: count only those that are equal.
         return tokens, num_bos + common_prefix_len(head, tokens[num_bos:])
 
-    def _max_tokens(self, num_prompt_tokens: int, wanted: int | None) -> int:
-        room = self._runner.window - num_prompt_tokens
+    def _max_tokens(self, num_prompt_tokens: int, request: ChatRequest) -> int:
+        wanted, room = request.params.max_tokens, self._runner.window - num_prompt_tokens
         if room < 1:
             raise self._too_long(f"{num_prompt_tokens} tokens long")
         if wanted is not None and wanted > room:
+            if request.prefix:
+                return room  # it was granted when the answer began; what is left of the window is left
             raise ProviderError(
                 f"The prompt has {num_prompt_tokens} tokens and max_tokens is {wanted}, but the context of this "
                 f"model holds {self._runner.window}. Ask for at most {room} tokens, or shorten the prompt.",

@@ -59,6 +59,7 @@ class LlamaCpp:
                     f"The file of this model is gone: {model.path}. Put it back, or choose another model.",
                     permanent=True,
                 )
+            await self._unload_stale(model)
             await self._make_room(model)
             host = self._hosts.pop(model, None) or EngineHost(model.path, model.settings)
             host.start()
@@ -67,6 +68,13 @@ class LlamaCpp:
 
     def loaded(self, model: LocalModel) -> EngineHost | None:
         return self._hosts.get(model)
+
+    async def _unload_stale(self, wanted: LocalModel) -> None:
+        """The same file, replaced or with other settings: old workers go when they have nothing to do."""
+        for model, host in list(self._hosts.items()):
+            if model.path == wanted.path and host.num_requests == 0:
+                del self._hosts[model]
+                await host.stop()
 
     async def _make_room(self, wanted: LocalModel) -> None:
         """Unload idle models, the one unused for longest first, until `wanted` fits the budget."""

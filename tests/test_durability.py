@@ -1,0 +1,111 @@
+"""kill -9 of the web process in the middle of replies, again and again: nothing acknowledged or shown is lost.
+
+`CHAOS_KILLS=100` (make chaos) runs it longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import uuid
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.browser_client import Browser, Follower
+from tests.server import ADMIN, PASSWORD, Server, collect_static
+
+NUM_KILLS = int(os.environ.get("CHAOS_KILLS", "10"))
+CHATS_PER_LIFE = 3
+# At this temperature all tokens are alike, so hardly a reply ends before it is long.
+LONG_REPLIES = "UPDATE gateway_languagemodel SET temperature=100, top_k=0, top_p=1, min_p=0, max_tokens=900"
+
+pytestmark = pytest.mark.timeout(60 + 15 * NUM_KILLS)
+
+
+@dataclass
+class Losses:
+    """What a server that dies may never do. `history` is what browsers saw of each reply."""
+
+    acknowledged: int = 0
+    shown: int = 0
+    history: dict[str, Follower] = field(default_factory=dict)
+
+
+def query(home: Path, sql: str, *values: str) -> list[tuple]:
+    with closing(sqlite3.connect(f"file:{home}/localllm.sqlite3?mode=ro", uri=True)) as database:
+        return database.execute(sql, values).fetchall()
+
+
+def reply_to(home: Path, cid: str) -> str:
+    """The id of the reply to the message of that `cid`."""
+    ((id,),) = query(home, "SELECT r.id FROM chat_message r JOIN chat_message q ON r.parent_id=q.id WHERE q.cid=?", cid)
+    return str(uuid.UUID(id))
+
+
+def stored(home: Path, reply_id: str) -> tuple[str, str]:
+    rows = query(home, "SELECT status, text FROM chat_message WHERE id=?", uuid.UUID(reply_id).hex)
+    return rows[0] if rows else ("missing", "")
+
+
+async def live_once(server: Server, losses: Losses, alive_s: float) -> None:
+    """Ask, follow, and kill the server in the middle; then compare what was shown with what is stored."""
+    browser = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD)
+    cids = [uuid.uuid4().hex for _ in range(CHATS_PER_LIFE)]
+    chats = [await asyncio.to_thread(browser.new_chat, "Tell me everything.", cid) for cid in cids]
+    followers = [Follower(reply_to(server.home, cid)) for cid in cids]
+    sockets = [await browser.connect(chat) for chat in chats]
+    reading = [asyncio.create_task(f.follow(s)) for f, s in zip(followers, sockets, strict=True)]
+    await asyncio.sleep(alive_s)
+    await asyncio.to_thread(server.kill)
+    await asyncio.gather(*reading)  # what was in the kernel already counts as shown
+    for follower in followers:
+        status, text = stored(server.home, follower.reply_id)
+        losses.acknowledged += status == "missing"
+        losses.shown += follower.to > len(text) or (follower.text not in text)
+        losses.history[follower.reply_id] = follower
+
+
+def wait_until_all_have_ended(server: Server) -> None:
+    server._wait(lambda: not query(server.home, "SELECT 1 FROM chat_message WHERE status IN ('queued', 'streaming')"))
+
+
+def prepared(home: Path, **options: str) -> Server:
+    collect_static()
+    server = Server(home, **options)
+    with server:
+        pass
+    with closing(sqlite3.connect(home / "localllm.sqlite3")) as database, database:
+        database.execute(LONG_REPLIES)
+    return server
+
+
+def test_killing_the_server_loses_nothing_that_was_acknowledged_or_shown(tmp_path):
+    server, losses, chance = prepared(tmp_path / "home"), Losses(), random.Random(7)
+    for _ in range(NUM_KILLS):
+        server.start()
+        asyncio.run(live_once(server, losses, chance.uniform(0.02, 0.6)))
+    server.start()
+    wait_until_all_have_ended(server)
+    server.stop()
+
+    statuses = [stored(server.home, id)[0] for id in losses.history]
+    assert (losses.acknowledged, losses.shown) == (0, 0)
+    assert statuses == ["complete"] * (CHATS_PER_LIFE * NUM_KILLS), "Every reply goes on by itself, to its end."
+    assert all(f.text in stored(server.home, id)[1] for id, f in losses.history.items())
+    assert any(f.to for f in losses.history.values()), "The test must have seen text."
+    assert query(server.home, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_the_same_test_sees_a_server_that_shows_before_it_commits(tmp_path):
+    server, losses = prepared(tmp_path / "home", program="tests/swapped_manage.py"), Losses()
+    for _ in range(5):
+        server.start()
+        asyncio.run(live_once(server, losses, alive_s=0.4))
+        if losses.shown:
+            return
+    pytest.fail("The fault was there, and the test did not see it.")
