@@ -2,7 +2,7 @@
 # What was built lies in .venv/ and var/; a name with a checksum in it says what it was built from.
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fix bench lock clean
+.PHONY: help env run test lint fix chaos bench lock clean
 
 PYTHON ?= python3
 UV ?= uv
@@ -20,6 +20,7 @@ help:
 	@echo "make env     build the environment alone"
 	@echo "make test    lint, types and all tests"
 	@echo "make lint    ruff and mypy alone;  make fix: let ruff mend what it can"
+	@echo "make chaos   kill the server a hundred times in the middle of replies"
 	@echo "make bench   measure the engine against llama.cpp's own programs"
 	@echo "make lock    renew requirements*.txt from pyproject.toml (needs uv)"
 	@echo "make clean   remove everything that was built; conversations and models stay"
@@ -41,6 +42,9 @@ lint: $(ENV) $(DEV)
 fix: $(DEV)
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+chaos: $(ENV) $(DEV)
+	CHAOS_KILLS=100 .venv/bin/python -m pytest tests/test_durability.py
 
 bench: $(ENV) $(DEV)
 	.venv/bin/python -m tests.bench

@@ -17,7 +17,7 @@ from localllm.gateway.models import LanguageModel
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
 
-MAX_TEXT_CHARS = 1_000_000
+MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
 
 
@@ -143,8 +143,8 @@ class Conversation(models.Model):
         text = text.replace("\x00", "").strip()
         if not text:
             raise ConversationError("The message is empty. Write something first.")
-        if len(text) > MAX_TEXT_CHARS:
-            raise ConversationError(f"The message has {len(text):,} characters; at most {MAX_TEXT_CHARS:,} are taken.")
+        if (size := len(text.encode())) > MAX_TEXT_BYTES:
+            raise ConversationError(f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. Shorten it.")
         with transaction.atomic():
             if question := self.messages.filter(cid=cid).first():
                 return question, question.children.latest("created_at")

@@ -74,6 +74,12 @@ class Server:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The engine's processes that this life has now."""
+        tasks = Path(f"/proc/{self.pid}/task")
+        return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""
         self.home.mkdir(parents=True, exist_ok=True)

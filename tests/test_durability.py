@@ -86,12 +86,11 @@ def prepared(home: Path, **options: str) -> Server:
 
 def test_killing_the_server_loses_nothing_that_was_acknowledged_or_shown(tmp_path):
     server, losses, chance = prepared(tmp_path / "home"), Losses(), random.Random(7)
-    for _ in range(NUM_KILLS):
-        server.start()
-        asyncio.run(live_once(server, losses, chance.uniform(0.02, 0.6)))
-    server.start()
-    wait_until_all_have_ended(server)
-    server.stop()
+    with server:
+        for _ in range(NUM_KILLS):
+            asyncio.run(live_once(server, losses, chance.uniform(0.02, 0.6)))
+            server.start()
+        wait_until_all_have_ended(server)
 
     statuses = [stored(server.home, id)[0] for id in losses.history]
     assert (losses.acknowledged, losses.shown) == (0, 0)
@@ -103,9 +102,10 @@ def test_killing_the_server_loses_nothing_that_was_acknowledged_or_shown(tmp_pat
 
 def test_the_same_test_sees_a_server_that_shows_before_it_commits(tmp_path):
     server, losses = prepared(tmp_path / "home", program="tests/swapped_manage.py"), Losses()
-    for _ in range(5):
-        server.start()
-        asyncio.run(live_once(server, losses, alive_s=0.4))
-        if losses.shown:
-            return
+    with server:
+        for _ in range(5):
+            asyncio.run(live_once(server, losses, alive_s=0.4))
+            if losses.shown:
+                return
+            server.start()
     pytest.fail("The fault was there, and the test did not see it.")

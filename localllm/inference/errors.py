@@ -3,6 +3,7 @@
 InferenceError
 ├── ModelRefused      a file that will never serve, with the reason
 └── ProviderError     no answer, or no more of it; `permanent` means that asking again is no use
+    ├── ContextOverflow  the prompt, or prompt and answer, are longer than the window
     ├── QueueFull     come back after `retry_after_s`
     └── EngineDied    the worker ended under a running request; the text so far may be continued
 """
@@ -24,6 +25,13 @@ class ProviderError(InferenceError):
     def __init__(self, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class ContextOverflow(ProviderError):
+    """The conversation does not fit the model's window; nothing was cut."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, permanent=True)
 
 
 class QueueFull(ProviderError):

@@ -21,7 +21,9 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_
 
 
 def register():
-    return LanguageModel.objects.register(STARTER, name="starter", make_default=True, system_prompt=SYSTEM, temperature=0.3)
+    return LanguageModel.objects.register(
+        STARTER, name="starter", make_default=True, system_prompt=SYSTEM, temperature=0.3
+    )
 
 
 @pytest.fixture(autouse=True)

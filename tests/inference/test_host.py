@@ -1,6 +1,7 @@
 """The worker process and its supervisor, on the real engine: crashes, hangs, cancels, isolation."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
 from localllm.inference.types import ChatRequest, Chunk, Finished, Message, SamplingParams
 from tests.inference.engine_on_starter import STARTER, SYSTEM
+from tests.inference.test_probe import with_template
 
 
 def ask(text, **params):
@@ -178,3 +180,25 @@ def is_running_soon(pid):
             return False
         asyncio.run(asyncio.sleep(0.05))
     return True
+
+
+BOMB = (
+    "{% for m in messages %}{{ m.content }}{% if 'BOOM' in m.content %}"
+    "{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+async def test_a_template_that_does_not_end_fails_its_own_request_only(tmp_path):
+    host = EngineHost(with_template(tmp_path / "bomb.gguf", BOMB), EngineSettings())
+    host.start()
+    bystander = asyncio.create_task(
+        answer(host, ask("hm", temperature=100.0, top_k=0, top_p=1.0, min_p=0.0, max_tokens=900))
+    )
+    with pytest.raises(ProviderError, match="chat template") as caught:
+        await answer(host, ask("BOOM"))
+    assert caught.value.permanent
+    with contextlib.suppress(EngineDied):  # what the door continues, if it was not over by then
+        await bystander
+    assert await answer(host, ask("Hello!"))
+    await host.stop()

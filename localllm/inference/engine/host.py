@@ -22,7 +22,7 @@ from typing import Literal
 
 from localllm.inference.engine import wire
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import EngineDied, ModelRefused, ProviderError, QueueFull
+from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
 from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo
 
 log = logging.getLogger(__name__)
@@ -227,12 +227,7 @@ class EngineHost:
                 self._deliver(id, count)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)
-            case wire.Failed(id=id, message=text, permanent=permanent, retry_after_s=retry_after_s):
-                error = (
-                    ProviderError(text, permanent=permanent)
-                    if retry_after_s is None
-                    else QueueFull(text, retry_after_s=retry_after_s)
-                )
+            case wire.Failed(id=id, error=error):
                 self._end(id, error)
             case wire.Pong(step_s=step_s):
                 if step_s is not None and step_s > STEP_LIMIT_S:

@@ -23,6 +23,7 @@ from localllm.inference.errors import ModelRefused, ProviderError
 from localllm.inference.types import ModelInfo, SamplingParams, TokenLogprob
 
 ENGINE_BUILD = f"llama-cpp-python {llama.__version__}"
+MIN_BYTES_PER_THREAD = 32 << 20  # of weights; the 3 MB starter is faster on one thread than on two
 PENALTY_WINDOW = 64  # tokens that the repeat, frequency and presence penalties look back on
 KV_TYPES = {"f16": llama.GGML_TYPE_F16, "q8_0": llama.GGML_TYPE_Q8_0, "q4_0": llama.GGML_TYPE_Q4_0}
 ROPE_TYPES = {
@@ -57,7 +58,7 @@ class Runner:
         trained = llama.llama_model_n_ctx_train(self._model)
         self.window = settings.window(trained)
         self.num_slots = settings.num_slots
-        self.num_threads = settings.n_threads or num_available_cpus()
+        self.num_threads = settings.n_threads or self._useful_threads()
         self.vocab_size = llama.llama_vocab_n_tokens(self._vocab)
         self._open_context(settings)
         self._pieces: list[bytes | None] = [None] * self.vocab_size
@@ -88,6 +89,10 @@ class Runner:
         if not self._model:
             raise ModelRefused(f"llama.cpp cannot load {path.name}: {self._log.last_error}")
         self._vocab = llama.llama_model_get_vocab(self._model)
+
+    def _useful_threads(self) -> int:
+        """The available CPUs, but fewer for a model so small that its threads would mostly wait for each other."""
+        return max(1, min(num_available_cpus(), llama.llama_model_size(self._model) // MIN_BYTES_PER_THREAD))
 
     def _open_context(self, settings: EngineSettings) -> None:
         params = llama.llama_context_default_params()

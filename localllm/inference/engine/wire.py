@@ -7,10 +7,12 @@ pointer. Ids are the web process's own.
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import msgspec
 
 from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.errors import ContextOverflow, InferenceError, ProviderError, QueueFull
 from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
 
 _LENGTH = struct.Struct("<I")
@@ -83,12 +85,34 @@ class Told(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A request ends without an answer. `retry_after_s` is set when the queue is full."""
+    """A request ends without an answer."""
 
     id: int
     message: str
-    permanent: bool
-    retry_after_s: float | None = None
+    kind: Literal["transient", "permanent", "overflow", "queue_full"]
+    retry_after_s: float = 0.0
+
+    @classmethod
+    def of(cls, id: int, error: InferenceError) -> Failed:
+        match error:
+            case QueueFull():
+                return cls(id, str(error), "queue_full", error.retry_after_s)
+            case ContextOverflow():
+                return cls(id, str(error), "overflow")
+            case ProviderError(permanent=False):
+                return cls(id, str(error), "transient")
+            case _:
+                return cls(id, str(error), "permanent")
+
+    @property
+    def error(self) -> ProviderError:
+        match self.kind:
+            case "queue_full":
+                return QueueFull(self.message, retry_after_s=self.retry_after_s)
+            case "overflow":
+                return ContextOverflow(self.message)
+            case _:
+                return ProviderError(self.message, permanent=self.kind == "permanent")
 
 
 class Pong(msgspec.Struct, frozen=True, tag=True):

@@ -24,7 +24,7 @@ from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
-from localllm.inference.errors import InferenceError, ModelRefused, ProviderError, QueueFull
+from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
 from localllm.inference.types import ChatRequest, Event, Finished, Message
 
 PR_SET_PDEATHSIG = 1
@@ -79,7 +79,10 @@ class Worker:
                 return message
 
     def _receive(self) -> list[bytes]:
-        data = self._connection.recv(1 << 16)
+        try:
+            data = self._connection.recv(1 << 16)
+        except OSError:
+            data = b""
         if not data:
             os._exit(0)  # the web process is gone, and with it every reader
         return self._unframer.feed(data)
@@ -130,10 +133,9 @@ class Worker:
                 else:
                     self._submit(message.id, message.request)
             except InferenceError as exc:
-                permanent = exc.permanent if isinstance(exc, ProviderError) else True
-                self._send(wire.Failed(message.id, str(exc), permanent))
+                self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
-                self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", True))
+                self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
 
     def _submit(self, id: int, request: ChatRequest) -> None:
         tokens, num_shared = self._tokenize(id, request.messages, request.prefix)
@@ -177,25 +179,22 @@ class Worker:
         if wanted is not None and wanted > room:
             if request.prefix:
                 return room  # it was granted when the answer began; what is left of the window is left
-            raise ProviderError(
+            raise ContextOverflow(
                 f"The prompt has {num_prompt_tokens} tokens and max_tokens is {wanted}, but the context of this "
-                f"model holds {self._runner.window}. Ask for at most {room} tokens, or shorten the prompt.",
-                permanent=True,
+                f"model holds {self._runner.window}. Ask for at most {room} tokens, or shorten the prompt."
             )
         return room if wanted is None else wanted
 
-    def _too_long(self, size: str) -> ProviderError:
-        return ProviderError(
+    def _too_long(self, size: str) -> ContextOverflow:
+        return ContextOverflow(
             f"The conversation is {size}, but the context of this model holds {self._runner.window} tokens "
-            "with the answer. Shorten the message, begin a new chat, or choose a model with a larger context.",
-            permanent=True,
+            "with the answer. Shorten the message, begin a new chat, or choose a model with a larger context."
         )
 
     def _teller(self, id: int) -> Emit:
         def tell(event: Event | ProviderError) -> None:
             if isinstance(event, ProviderError):
-                retry_after_s = event.retry_after_s if isinstance(event, QueueFull) else None
-                self._send(wire.Failed(id, str(event), event.permanent, retry_after_s))
+                self._send(wire.Failed.of(id, event))
             else:
                 self._send(wire.Told(id, event))
             if isinstance(event, ProviderError | Finished):
