@@ -1,0 +1,62 @@
+"""Conversations as an admin sees them: who, when, how; the text can be read and not changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import Count, QuerySet
+from django.http import HttpRequest
+
+from chat.models import Conversation, Message
+
+
+class ReadOnly:
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class MessageInline(ReadOnly, admin.StackedInline):  # type: ignore[type-arg]
+    model = Message
+    fields = ("role", "text", "status", "finish_reason", "error", "created_at")
+    ordering = ("created_at",)
+    can_delete = False
+    show_change_link = True
+    extra = 0
+
+
+@admin.register(Conversation)
+class ConversationAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("__str__", "owner", "model", "num_messages", "updated_at", "is_pinned", "is_archived")
+    list_filter = ("is_archived", "updated_at", "model", "owner")
+    search_fields = ("=id", "title", "owner__username")
+    list_select_related = ("owner", "model")
+    date_hierarchy = "updated_at"
+    exclude = ("leaf",)
+    inlines = (MessageInline,)
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
+        conversations: QuerySet[Conversation] = super().get_queryset(request)
+        return conversations.annotate(num_messages=Count("messages"))
+
+    @admin.display(description="messages", ordering="num_messages")
+    def num_messages(self, conversation: Any) -> int:
+        return int(conversation.num_messages)
+
+
+@admin.register(Message)
+class MessageAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("__str__", "conversation", "role", "status", "model_name", "completion_tokens", "created_at")
+    list_filter = ("role", "status", "created_at", "model_name")
+    search_fields = ("=id", "=conversation__id", "text", "conversation__owner__username")
+    list_select_related = ("conversation",)
+    date_hierarchy = "created_at"
+    exclude = ("html", "cid", "parent")
+
+    def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:
+        # Only along with its conversation or its owner: a tree with a hole is no conversation.
+        match = request.resolver_match
+        return match is not None and not str(match.url_name).startswith("chat_message_")

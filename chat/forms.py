@@ -1,0 +1,63 @@
+"""What the chat pages take from forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django import forms
+from django.core.validators import MaxValueValidator, MinValueValidator
+
+from chat.models import Conversation
+from localllm.gateway.models import LanguageModel
+
+# Field: least, most, step, and what it does in a line.
+SAMPLING: dict[str, tuple[float, float | None, str, str]] = {
+    "temperature": (0, 2, "0.05", "0 always takes the likeliest word; higher is freer."),
+    "top_p": (0, 1, "0.01", "Only the likeliest words that add up to this share."),
+    "top_k": (0, 1000, "1", "Only this many of the likeliest words; 0: all."),
+    "min_p": (0, 1, "0.01", "Only words at least this likely beside the best one."),
+    "repeat_penalty": (0.5, 2, "0.01", "Above 1 makes repetition less likely."),
+    "max_tokens": (1, 1_000_000, "1", "How long an answer may get."),
+    "seed": (0, 2**31 - 1, "1", "The same seed tends to give the same answer."),
+}
+
+
+class NewChatForm(forms.Form):
+    """The first message of a conversation."""
+
+    text = forms.CharField(strip=False)
+    cid = forms.CharField(max_length=64)
+    model = forms.ModelChoiceField(LanguageModel.objects.filter(is_enabled=True), to_field_name="name", required=False)
+
+
+class RenameForm(forms.ModelForm):  # type: ignore[type-arg]
+    title = forms.CharField(max_length=200, label="Name", widget=forms.TextInput(attrs={"autofocus": True}))
+
+    class Meta:
+        model = Conversation
+        fields = ("title",)
+
+
+class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Settings of one conversation; an empty field means: as the model has it, shown as its placeholder."""
+
+    class Meta:
+        model = Conversation
+        fields = ("system_prompt", *SAMPLING)
+
+    def __init__(self, data: Any, *, instance: Conversation, inherits: LanguageModel | None) -> None:
+        super().__init__(data, instance=instance, auto_id="setting-%s")
+        prompt = inherits.system_prompt if inherits else ""
+        self.fields["system_prompt"].widget.attrs |= {"rows": 4, "placeholder": prompt or "None"}
+        for name, (least, most, step, hint) in SAMPLING.items():
+            field = self.fields[name]
+            field.help_text = hint
+            field.validators += [MinValueValidator(least)] + ([MaxValueValidator(most)] if most is not None else [])
+            field.widget.attrs |= {"min": least, "max": most, "step": step, "inputmode": "decimal"}
+            field.widget.attrs["placeholder"] = _inherited(inherits, name)
+
+
+def _inherited(model: LanguageModel | None, name: str) -> str:
+    without = {"repeat_penalty": "1.0", "max_tokens": "What fits", "seed": "Random"}
+    value = getattr(model, name, None)
+    return without.get(name, "") if value is None else f"{value:g}"

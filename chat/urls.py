@@ -1,0 +1,23 @@
+"""The pages of the chat. The socket is routed in localllm/asgi.py."""
+
+from django.urls import path
+
+from chat import views
+
+app_name = "chat"
+urlpatterns = [
+    path("", views.new, name="new"),
+    path("chats", views.sidebar, name="sidebar"),
+    path("chat/", views.create, name="create"),
+    path("chat/<uuid:id>/", views.show, name="show"),
+    path("chat/<uuid:id>/messages", views.messages, name="messages"),
+    path("chat/<uuid:id>/messages/<uuid:message_id>", views.message, name="message"),
+    path("chat/<uuid:id>/menu", views.menu, name="menu"),
+    path("chat/<uuid:id>/rename", views.rename, name="rename"),
+    path("chat/<uuid:id>/delete", views.delete, name="delete"),
+    path("chat/<uuid:id>/pin", views.pin, name="pin"),
+    path("chat/<uuid:id>/archive", views.archive, name="archive"),
+    path("chat/<uuid:id>/select", views.select, name="select"),
+    path("chat/<uuid:id>/model", views.model, name="model"),
+    path("chat/<uuid:id>/settings", views.settings, name="settings"),
+]

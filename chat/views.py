@@ -1,0 +1,395 @@
+"""The pages of the chat: HTML for everything but the stream. Every row is looked up among the reader's own.
+
+htmx is answered with a fragment, a plain form with a redirect to the page.
+"""
+
+from __future__ import annotations
+
+import re
+import zoneinfo
+from dataclasses import dataclass
+from datetime import date, timedelta, tzinfo
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import Exists, OuterRef
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh, trigger_client_event
+from django_htmx.middleware import HtmxDetails
+
+from chat import live, markdown
+from chat.forms import NewChatForm, RenameForm, SettingsForm
+from chat.models import Conversation, ConversationError, Message
+from chat.search import Hit, search
+from localllm.gateway import database
+from localllm.gateway.models import LanguageModel
+from localllm.gateway.providers import local
+
+WINDOW = 60  # messages shown at once
+BEFORE_TARGET = 10  # messages shown above the one that is jumped to
+SIDEBAR = 100  # conversations listed at once
+SUGGESTIONS = (
+    "What can you do?",
+    "Who are you?",
+    "What is LocalLLM?",
+    "Extract name and city as JSON: Maya Lindgren lives in Uppsala.",
+)
+THEMES = (("light", "sun"), ("dark", "moon"), ("system", "screen"))  # and their icons
+
+
+class Request(HttpRequest):
+    """As the middleware leaves it."""
+
+    htmx: HtmxDetails
+    user: User
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A message as it is shown: closed blocks as HTML, and the text of the one still open."""
+
+    message: Message
+    html: str
+    tail: str
+
+    @property
+    def ttft_s(self) -> float:
+        return (self.message.ttft_ms or 0) / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A model as the picker shows it."""
+
+    model: LanguageModel
+    state: str
+    is_chosen: bool
+
+
+# Pages
+
+
+@require_GET
+def new(request: Request) -> HttpResponse:
+    return _new_page(request, request.GET.get("model", ""))
+
+
+@require_POST
+async def create(request: Request) -> HttpResponse:
+    user = cast(User, await request.auser())
+
+    def begin() -> tuple[Conversation, Message | None]:
+        form = NewChatForm(request.POST)
+        if not form.is_valid():
+            raise ConversationError("The message is empty. Write something first.")
+        return _begin(user, **form.cleaned_data)
+
+    try:
+        conversation, reply = await database.write(begin)
+    except ConversationError as exc:
+        problem = str(exc)
+        return await database.read(
+            lambda: _new_page(request, request.POST.get("model", ""), request.POST.get("text", ""), problem)
+        )
+    if reply is not None:
+        await live.start(reply)
+    response = redirect("chat:show", conversation.pk)
+    response.status_code = 303
+    return response
+
+
+def _begin(user: User, text: str, cid: str, model: LanguageModel | None) -> tuple[Conversation, Message | None]:
+    """A conversation with its first message; the same form sent twice makes it once."""
+    before = Message.objects.filter(conversation__owner=user, cid=cid, text=text.strip(), parent=None).first()
+    if before is not None:
+        return before.conversation, None
+    with transaction.atomic():
+        own = model if model is not None and not model.is_default else None
+        conversation = Conversation.objects.create(owner=user, model=own)
+        _, reply = conversation.send(cid, text)
+    return conversation, reply
+
+
+def _new_page(request: Request, model: str, text: str = "", problem: str = "") -> HttpResponse:
+    models = list(LanguageModel.objects.filter(is_enabled=True))
+    chosen = next((m for m in models if m.name == model), None) or next((m for m in models if m.is_default), None)
+    context = _shell(request) | {
+        "choices": _choices(models, chosen),
+        "chosen": chosen,
+        "only_starter": all(m.is_starter for m in models),
+        "suggestions": SUGGESTIONS,
+        "text": text,
+        "problem": problem,
+        "cid": uuid4(),
+    }
+    return render(request, "chat/new.html", context, status=400 if problem else 200)
+
+
+@require_GET
+def show(request: Request, id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    target = _id_or_none(request.GET.get("message"))
+    branch = conversation.branch()
+    if target and all(each.pk != target for each in branch):
+        conversation.select(get_object_or_404(conversation.messages, pk=target))
+        branch = conversation.branch()
+    models = list(LanguageModel.objects.filter(is_enabled=True))
+    chosen = _model_of(conversation)
+    context = _shell(request, conversation) | {
+        "choices": _choices(models, chosen),
+        "chosen": chosen,
+        "form": SettingsForm(None, instance=conversation, inherits=chosen),
+        **_window(conversation, branch, start=_start_above(branch, target)),
+    }
+    return render(request, "chat/show.html", context)
+
+
+# Messages
+
+
+@require_GET
+def messages(request: Request, id: UUID) -> HttpResponse:
+    """The end of the branch from `?from=` on, or the window before `?before=`."""
+    conversation = _own(request, id)
+    branch = conversation.branch()
+    places: dict[UUID | None, int] = {each.pk: place for place, each in enumerate(branch)}
+    before = places.get(_id_or_none(request.GET.get("before")))
+    if before is not None:
+        return _messages(request, conversation, branch[:before])
+    return _messages(request, conversation, branch, start=places.get(_id_or_none(request.GET.get("from"))))
+
+
+@require_GET
+def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    message = get_object_or_404(conversation.messages, pk=message_id)
+    turn = _turn(conversation.branch(message.pk)[-1])
+    return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
+
+
+@require_POST
+def select(request: Request, id: UUID) -> HttpResponse:
+    """Show another version of a message."""
+    conversation = _own(request, id)
+    conversation.select(get_object_or_404(conversation.messages, pk=_id_or_none(request.POST.get("message"))))
+    if not request.htmx:
+        return redirect("chat:show", id)
+    return _messages(request, conversation, conversation.branch())
+
+
+def _messages(
+    request: Request, conversation: Conversation, branch: list[Message], start: int | None = None
+) -> HttpResponse:
+    context = {"conversation": conversation, **_window(conversation, branch, start=start)}
+    return render(request, "chat/_messages.html", context)
+
+
+def _window(conversation: Conversation, branch: list[Message], start: int | None) -> dict[str, Any]:
+    start = max(0, len(branch) - WINDOW) if start is None else start
+    return {"turns": [_turn(each) for each in branch[start:]], "num_earlier": start}
+
+
+def _start_above(branch: list[Message], target: UUID | None) -> int | None:
+    """Where the window begins so that it holds `target`."""
+    place = next((place for place, each in enumerate(branch) if each.pk == target), None)
+    return None if place is None else max(0, min(len(branch) - WINDOW, place - BEFORE_TARGET))
+
+
+def _turn(message: Message) -> Turn:
+    if message.role == "user":
+        return Turn(message, "", message.text)
+    if message.is_live:
+        closed = markdown.num_closed(message.text)
+        return Turn(message, markdown.render(message.text[:closed]), message.text[closed:])
+    return Turn(message, message.html or markdown.render(message.text), "")
+
+
+# One conversation
+
+
+@require_GET
+def menu(request: Request, id: UUID) -> HttpResponse:
+    return render(request, "chat/_menu.html", {"conversation": _own(request, id)})
+
+
+@require_http_methods(["GET", "POST"])
+def rename(request: Request, id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    form = RenameForm(request.POST or None, instance=conversation)
+    if request.method == "GET" or not form.is_valid():
+        return render(request, "chat/_rename.html", {"conversation": conversation, "form": form})
+    Conversation.objects.filter(pk=id).update(title=form.cleaned_data["title"])
+    return _changed(request, id)
+
+
+@require_http_methods(["GET", "POST"])
+async def delete(request: Request, id: UUID) -> HttpResponse:
+    user = cast(User, await request.auser())
+    conversation = await database.read(get_object_or_404, Conversation.objects.owned_by(user), pk=id)
+    if request.method == "GET":
+        return await database.read(render, request, "chat/_delete.html", {"conversation": conversation})
+    for reply in await database.read(lambda: list(conversation.messages.filter(status__in=Message.LIVE))):
+        live.stop(reply.pk)
+    await database.write(conversation.delete)
+    if not request.htmx:
+        return redirect("chat:new")
+    if _is_current(request, id):
+        return HttpResponseClientRedirect(reverse("chat:new"))
+    return _sidebar_changed()
+
+
+@require_POST
+def pin(request: Request, id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    Conversation.objects.filter(pk=id).update(is_pinned=not conversation.is_pinned)
+    return _sidebar_changed() if request.htmx else redirect("chat:show", id)
+
+
+@require_POST
+def archive(request: Request, id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    Conversation.objects.filter(pk=id).update(is_archived=not conversation.is_archived)
+    return _changed(request, id)
+
+
+@require_POST
+def model(request: Request, id: UUID) -> HttpResponse:
+    """Choose the model of the answers to come."""
+    conversation = _own(request, id)
+    chosen = get_object_or_404(LanguageModel, name=request.POST.get("model", ""), is_enabled=True)
+    Conversation.objects.filter(pk=conversation.pk).update(model=None if chosen.is_default else chosen)
+    return HttpResponseClientRefresh() if request.htmx else redirect("chat:show", id)
+
+
+@require_http_methods(["GET", "POST"])
+def settings(request: Request, id: UUID) -> HttpResponse:
+    conversation = _own(request, id)
+    form = SettingsForm(request.POST or None, instance=conversation, inherits=_model_of(conversation))
+    is_saved = request.method == "POST" and form.is_valid()
+    if is_saved:
+        form.instance.save(update_fields=list(form.fields))
+        if not request.htmx:
+            return redirect("chat:show", id)
+    context = {"conversation": conversation, "form": form, "is_saved": is_saved}
+    return render(request, "chat/_settings.html", context)
+
+
+def _own(request: Request, id: UUID) -> Conversation:
+    return get_object_or_404(Conversation.objects.owned_by(request.user).select_related("model"), pk=id)
+
+
+def _changed(request: Request, id: UUID) -> HttpResponse:
+    """Its page shows what was changed: load it again, or else only the sidebar."""
+    if not request.htmx:
+        return redirect("chat:show", id)
+    return HttpResponseClientRefresh() if _is_current(request, id) else _sidebar_changed()
+
+
+def _sidebar_changed() -> HttpResponse:
+    return trigger_client_event(HttpResponse(status=204), "chats-changed")
+
+
+def _is_current(request: Request, id: UUID) -> bool:
+    return _current_id(request) == id
+
+
+def _current_id(request: Request) -> UUID | None:
+    """The conversation of the page that asks for a fragment."""
+    found = re.search(r"/chat/([0-9a-f-]{36})/", request.htmx.current_url or "")
+    return _id_or_none(found[1]) if found else None
+
+
+# The frame around: sidebar and models
+
+
+@require_GET
+def sidebar(request: Request) -> HttpResponse:
+    """The list of chats, the archive with `?archived=1`, or what `?q=` finds."""
+    return render(request, "chat/_chats.html" if request.htmx else "chat/chats.html", _shell(request))
+
+
+def _shell(request: Request, conversation: Conversation | None = None) -> dict[str, Any]:
+    return _chats(request, conversation) | {"conversation": conversation, "themes": THEMES}
+
+
+def _chats(request: Request, current: Conversation | None = None) -> dict[str, Any]:
+    query = request.GET.get("q", "").strip()
+    if query:
+        found: dict[UUID, list[Hit]] = {}
+        for hit in search(request.user, query):
+            found.setdefault(hit.conversation_id, []).append(hit)
+        return {"query": query, "found": found.values()}
+    is_archive = "archived" in request.GET or (current is not None and current.is_archived and not request.htmx)
+    pages = request.GET.get("pages", "")
+    num_pages = int(pages) if pages.isascii() and pages.isdecimal() and len(pages) < 4 else 1
+    limit = SIDEBAR * max(1, num_pages)
+    answering = Message.objects.filter(conversation=OuterRef("pk"), status__in=Message.LIVE)
+    rows: list[Any] = list(  # with `is_answering`
+        Conversation.objects.owned_by(request.user)
+        .filter(is_archived=is_archive)
+        .annotate(is_answering=Exists(answering))
+        .order_by("-is_pinned", "-updated_at")
+        .only("title", "updated_at", "is_pinned")[: limit + 1]
+    )
+    return {
+        "groups": _grouped(rows[:limit], _zone(request)),
+        "is_archive": is_archive,
+        "is_answering": any(row.is_answering for row in rows),
+        "next_page": num_pages + 1 if len(rows) > limit else None,
+        "current": current.pk if current else _current_id(request),
+    }
+
+
+def _grouped(rows: list[Any], zone: tzinfo) -> dict[str, list[Any]]:
+    today = timezone.localdate(timezone=zone)
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        day = timezone.localdate(row.updated_at, timezone=zone)
+        groups.setdefault("Pinned" if row.is_pinned else _age(day, today), []).append(row)
+    return groups
+
+
+def _age(day: date, today: date) -> str:
+    if day >= today:
+        return "Today"
+    if day == today - timedelta(days=1):
+        return "Yesterday"
+    if day >= today - timedelta(days=7):
+        return "Previous 7 days"
+    return f"{day:%B}" if day.year == today.year else f"{day:%B %Y}"
+
+
+def _zone(request: Request) -> tzinfo:
+    """The reader's own, as the browser tells it in a cookie."""
+    try:
+        return zoneinfo.ZoneInfo(request.COOKIES.get("zone", "UTC"))
+    except (KeyError, ValueError, OSError):  # unknown, malformed, a directory
+        return zoneinfo.ZoneInfo("UTC")
+
+
+def _choices(models: list[LanguageModel], chosen: LanguageModel | None) -> list[Choice]:
+    choices = []
+    for model in models:
+        host = local.loaded(model.local())
+        choices.append(Choice(model, host.state if host else "stopped", model == chosen))
+    return choices
+
+
+def _model_of(conversation: Conversation) -> LanguageModel | None:
+    try:
+        return conversation.resolved_model()
+    except LanguageModel.DoesNotExist:
+        return None
+
+
+def _id_or_none(text: str | None) -> UUID | None:
+    try:
+        return UUID(text or "")
+    except ValueError:
+        return None

@@ -1,0 +1,388 @@
+/* The composer, and the stream of one conversation. The protocol is described in chat/consumers.py.
+
+   A live message is HTML of its closed blocks, the text of the open rest, and a cursor. Whatever goes
+   wrong is mended in one way: ask to resume, and get the whole state again. */
+
+const byId = (id) => document.getElementById(id);
+const composer = byId("composer");
+const box = byId("composer-text");
+const messages = byId("messages");
+const conversation = composer?.dataset.conversation ?? "";
+const draftKey = `draft:${conversation || "new"}`;
+const points = (text) => Array.from(text); // the server counts code points, not UTF-16 units
+const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+// Text boxes: they grow with their text, and Enter sends.
+
+function grow(area) {
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight}px`;
+}
+
+function sendOnEnter(event) {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  event.target.form.requestSubmit();
+}
+
+if (box) {
+  const submitted = sessionStorage.getItem("submitted");
+  if (conversation && submitted !== null) {
+    // The new chat's first message has arrived: its draft is done.
+    if (localStorage.getItem("draft:new") === submitted) localStorage.removeItem("draft:new");
+    sessionStorage.removeItem("submitted");
+  }
+  if (!box.value) box.value = localStorage.getItem(draftKey) ?? "";
+  grow(box);
+  box.addEventListener("input", () => {
+    grow(box);
+    localStorage.setItem(draftKey, box.value);
+  });
+  box.addEventListener("keydown", sendOnEnter);
+  if (conversation) {
+    startChat();
+  } else {
+    composer.addEventListener("submit", () => sessionStorage.setItem("submitted", box.value));
+  }
+}
+
+function startChat() {
+  const live = new Map(); // message id → { element, closed, cursor, tail, unspoken }
+  const heard = new Set([...messages.querySelectorAll("[data-live]")].map((element) => element.dataset.id));
+  const outboxKey = `unacknowledged:${conversation}`;
+  const scroller = byId("scroller");
+  let outbox = JSON.parse(sessionStorage.getItem(outboxKey) ?? "[]");
+  let socket = null;
+  let attempts = 0;
+  let retry = 0;
+  let numRefreshes = 0;
+
+  // The socket
+
+  function connect() {
+    clearTimeout(retry);
+    if (socket && socket.readyState <= WebSocket.OPEN) return;
+    socket = new WebSocket(`${location.origin.replace(/^http/, "ws")}/ws/chat/${conversation}/`);
+    socket.onopen = () => {
+      attempts = 0;
+      byId("connection").hidden = true;
+      outbox.forEach(post);
+      live.clear();
+      refresh();
+    };
+    socket.onmessage = (event) => {
+      const frame = JSON.parse(event.data);
+      receive[frame.type]?.(frame, live.get(frame.message));
+    };
+    socket.onclose = (event) => {
+      if (event.code === 4001) location.assign(document.body.dataset.login);
+      else if (event.code === 4004) location.assign(document.body.dataset.new);
+      else reconnectLater();
+    };
+  }
+
+  function reconnectLater() {
+    // Full jitter: after a restart the tabs of all users do not come back in one instant.
+    const wait = Math.random() * Math.min(20_000, 500 * 2 ** attempts++);
+    if (attempts > 1) byId("connection").hidden = false;
+    retry = setTimeout(connect, wait);
+  }
+
+  function post(frame) {
+    if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(frame));
+  }
+
+  for (const [target, name] of [[window, "online"], [window, "pageshow"], [document, "visibilitychange"]]) {
+    target.addEventListener(name, () => document.visibilityState === "visible" && connect());
+  }
+
+  // Frames of the server
+
+  const receive = {
+    async ack({ cid, reply }) {
+      const frame = forget(cid);
+      if (frame?.type === "send") clearComposer(frame.text);
+      changedChats();
+      await refresh();
+      const element = byId(`m-${reply}`);
+      if (element && !element.hasAttribute("data-live")) announceEnd(element, textOf(element));
+    },
+    changed() {
+      refresh();
+    },
+    reset({ message, html, tail, to }, state) {
+      if (!state) return;
+      state.element.querySelector("[data-closed]").innerHTML = html;
+      Object.assign(state, { tail, cursor: to, closed: to - points(tail).length, unspoken: "" });
+      if (!heard.has(message)) speak(state, tail);
+      heard.add(message);
+      paint(state);
+    },
+    text({ message, at, to, text }, state) {
+      if (!state || to <= state.cursor) return;
+      if (at !== state.cursor) return post({ type: "resume", message });
+      state.tail += text;
+      state.cursor = to;
+      speak(state, text);
+      paint(state);
+    },
+    block({ message, at, to, html }, state) {
+      if (!state || to <= state.closed) return;
+      if (at !== state.closed || to > state.cursor) return post({ type: "resume", message });
+      state.element.querySelector("[data-closed]").insertAdjacentHTML("beforeend", html);
+      state.tail = points(state.tail).slice(to - at).join("");
+      state.closed = to;
+      paint(state);
+    },
+    status(frame, state) {
+      if (state) state.element.querySelector("[data-stage-text]").textContent = inWords(frame);
+    },
+    async done({ message }, state) {
+      live.delete(message);
+      const response = await fetch(`${messages.dataset.url}/${message}`);
+      if (!response.ok) return refresh();
+      const element = parse(await response.text())[0];
+      byId(element.id)?.replaceWith(element);
+      htmx.process(element);
+      // Still live here means that the server begins again with it: give it a moment.
+      setTimeout(attach, element.hasAttribute("data-live") ? 1000 : 0);
+      if (state) announceEnd(element, heard.has(message) ? state.unspoken : textOf(element));
+      changedChats();
+    },
+    error({ cid, message }) {
+      const frame = forget(cid);
+      if (frame) refresh();
+      if (frame?.type === "send" && !box.value) setComposer(frame.text);
+      problem(message);
+    },
+  };
+
+  function inWords({ stage, fraction, place, wait_s: wait }) {
+    const percent = `${Math.round(fraction * 100)} %`;
+    if (stage === "loading") return `Loading model ${percent}`;
+    if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
+    return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
+  }
+
+  // Live messages
+
+  const textOf = (element) => element.querySelector("[data-closed]").textContent;
+
+  function paint({ element, tail, cursor }) {
+    const place = element.querySelector("[data-tail]");
+    place.textContent = tail;
+    place.classList.toggle("is-code", /^(```|~~~)/.test(tail));
+    element.classList.toggle("has-text", cursor > 0);
+  }
+
+  /* Take up the live messages of the page that are not read yet. */
+  function attach() {
+    const elements = [...messages.querySelectorAll("[data-live]")];
+    const ids = elements.map((element) => element.dataset.id);
+    for (const id of live.keys()) if (!ids.includes(id)) live.delete(id);
+    for (const element of elements) {
+      const id = element.dataset.id;
+      if (live.get(id)?.element === element) continue;
+      live.set(id, { element, closed: 0, cursor: 0, tail: "", unspoken: "" });
+      post({ type: "resume", message: id });
+    }
+    messages.classList.toggle("is-answering", elements.length > 0);
+    byId("send").hidden = elements.length > 0;
+    byId("stop").hidden = elements.length === 0;
+  }
+
+  function parse(html) {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    return [...template.content.children];
+  }
+
+  /* Show the messages as the server has them; elements that did not change stay. */
+  async function refresh() {
+    const mine = ++numRefreshes;
+    const first = messages.querySelector("[data-id]")?.dataset.id ?? "";
+    const response = await fetch(`${messages.dataset.url}?from=${first}`).catch(() => null);
+    if (!response?.ok || mine !== numRefreshes) return;
+    const elements = parse(await response.text()).map((element) => {
+      const old = element.id && byId(element.id);
+      return old && old.dataset.rev === element.dataset.rev ? old : element;
+    });
+    const hasAll = outbox.every((frame) => frame.type !== "send");
+    const pending = hasAll ? [] : [...messages.querySelectorAll(".is-pending:not([data-id])")];
+    messages.replaceChildren(...elements, ...pending);
+    htmx.process(messages);
+    attach();
+  }
+
+  const changedChats = () => htmx.trigger(document.body, "chats-changed");
+  messages.addEventListener("htmx:afterSwap", attach);
+
+  // What the reader sends
+
+  function submit(frame) {
+    problem("");
+    frame.cid = newId();
+    outbox.push(frame);
+    keepOutbox();
+    showPending(frame);
+    post(frame);
+    isAtEnd = true;
+    toEnd();
+  }
+
+  function forget(cid) {
+    const frame = outbox.find((each) => each.cid === cid);
+    outbox = outbox.filter((each) => each !== frame);
+    keepOutbox();
+    box.readOnly = outbox.some((each) => each.type === "send");
+    return frame;
+  }
+
+  const keepOutbox = () => sessionStorage.setItem(outboxKey, JSON.stringify(outbox));
+
+  function showPending(frame) {
+    if (frame.type === "send") {
+      const bubble = byId("pending").content.cloneNode(true);
+      bubble.querySelector("[data-text]").textContent = frame.text;
+      messages.append(bubble);
+      box.readOnly = true;
+    } else {
+      const element = byId(`m-${frame.message}`);
+      element?.classList.add("is-pending");
+      if (element) element.dataset.rev = "old";
+      const text = element?.querySelector("[data-text]");
+      if (text) text.textContent = frame.text;
+    }
+  }
+
+  function setComposer(text) {
+    box.value = text;
+    box.dispatchEvent(new Event("input"));
+  }
+
+  function clearComposer(sent) {
+    if (box.value.trim() === sent.trim()) setComposer("");
+    localStorage.removeItem(draftKey);
+  }
+
+  function problem(text) {
+    byId("problem").textContent = text;
+    byId("problem").hidden = !text;
+  }
+
+  composer.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const isBusy = live.size > 0 || outbox.length > 0;
+    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value });
+  });
+
+  const ask = (type) => (message) => {
+    if (!live.size) post({ type, message });
+  };
+  const actions = {
+    regenerate: ask("regenerate"),
+    continue: ask("continue"),
+    edit: openEditor,
+    "cancel-edit": closeEditor,
+    stop: () => live.forEach((_, message) => post({ type: "stop", message })),
+  };
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-action]");
+    if (button) actions[button.dataset.action]?.(button.closest("[data-id]")?.dataset.id);
+  });
+
+  // Editing in place
+
+  function openEditor(id) {
+    const element = byId(`m-${id}`);
+    if (live.size || element.querySelector(".editor")) return;
+    const form = byId("editor").content.cloneNode(true).firstElementChild;
+    const area = form.querySelector("textarea");
+    const text = element.querySelector("[data-text]").textContent;
+    area.value = text;
+    form.addEventListener("input", () => grow(area));
+    area.addEventListener("keydown", sendOnEnter);
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (!area.value.trim() || live.size || outbox.length) return;
+      closeEditor(id);
+      submit({ type: "edit", message: id, text: area.value });
+    });
+    element.classList.add("is-edited");
+    element.prepend(form);
+    grow(area);
+    area.focus();
+  }
+
+  function closeEditor(id) {
+    const element = byId(`m-${id}`);
+    element.querySelector(".editor")?.remove();
+    element.classList.remove("is-edited");
+    box.focus();
+  }
+
+  box.addEventListener("keydown", (event) => {
+    const last = [...messages.querySelectorAll(".user[data-id]")].at(-1);
+    if (event.key !== "ArrowUp" || box.value || !last) return;
+    event.preventDefault();
+    openEditor(last.dataset.id);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.shiftKey || event.isComposing) return;
+    const editor = event.target.closest?.(".editor");
+    if (editor) closeEditor(editor.closest("[data-id]").dataset.id);
+    else actions.stop();
+  });
+
+  // Scrolling: follow the text only while the reader is at the end
+
+  let isAtEnd = !location.hash;
+  const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
+  scroller.addEventListener("scroll", () => {
+    isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    byId("to-latest").hidden = isAtEnd;
+  });
+  scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
+  const follow = new ResizeObserver(() => isAtEnd && toEnd());
+  follow.observe(messages);
+  follow.observe(scroller);
+  byId("to-latest").addEventListener("click", () => {
+    isAtEnd = true;
+    toEnd();
+  });
+
+  // Earlier messages come in above: what the reader looks at stays where it is
+  messages.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.target.id !== "earlier") return;
+    const below = scroller.scrollHeight - scroller.scrollTop;
+    messages.addEventListener("htmx:afterSettle", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
+  });
+
+  // Screen readers get whole sentences
+
+  function speak(state, text) {
+    state.unspoken += text;
+    const end = /^[\s\S]*[.!?…:](?=\s)|^[\s\S]*\n/.exec(state.unspoken)?.[0].length ?? 0;
+    if (end) announce(state.unspoken.slice(0, end));
+    state.unspoken = state.unspoken.slice(end);
+  }
+
+  function announce(text) {
+    const line = document.createElement("p");
+    line.textContent = text.replace(/[*_`#|>~$]+/g, "").trim();
+    if (line.textContent) byId("announcer").append(line);
+    while (byId("announcer").children.length > 5) byId("announcer").firstChild.remove();
+  }
+
+  function announceEnd(element, rest) {
+    announce(rest);
+    announce(element.querySelector(".outcome p")?.textContent ?? "Answer complete.");
+  }
+
+  for (const frame of outbox) showPending(frame);
+  for (const { type, text } of outbox) if (type === "send" && !box.value) box.value = text;
+  toEnd();
+  attach();
+  connect();
+  if (!location.hash) box.focus({ preventScroll: true });
+}

@@ -1,0 +1,336 @@
+"""The chat as a person has it: a real browser on a real server with the starter model.
+
+The starter model is quick: to see an answer half-way, the engine's worker process is stopped by a signal
+and let run for moments.
+"""
+
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+PROJECT = Path(__file__).parents[2]
+SHOTS = PROJECT / "var/build/screenshots"
+NAME, PASSWORD = "maya", "a-long-password-7"
+# Every token is as likely as any other, the one that ends the answer too.
+RAMBLING = "UPDATE chat_conversation SET temperature = 99, top_p = 1, top_k = 0, min_p = 0, max_tokens = 700"
+MOMENT_S = 0.01
+
+if not CHROMIUM.exists() and not os.environ.get("CI"):
+    pytest.skip("needs Chromium: apt install chromium", allow_module_level=True)
+
+
+class Site:
+    """`manage.py serve` in a directory of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "manage.py", "serve"],
+            cwd=PROJECT,
+            env=os.environ | {"LOCALLLM_HOME": str(home), "PORT": str(port)},
+        )
+
+    def wait(self) -> None:
+        for _ in range(300):
+            if self.process.poll() is not None:
+                raise AssertionError(f"The server ended with {self.process.returncode}.")
+            try:
+                return urlopen(f"{self.url}/login/").close()
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("The server did not answer within a minute.")
+
+    def worker(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return int(children[-1])
+
+    def pause(self) -> None:
+        os.kill(self.worker(), signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self.worker(), signal.SIGCONT)
+
+    def run_for_a_moment(self) -> None:
+        self.go_on()
+        time.sleep(MOMENT_S)
+        self.pause()
+
+    def make_chats_ramble(self) -> None:
+        with closing(sqlite3.connect(self.home / "localllm.sqlite3")) as database, database:
+            database.execute(RAMBLING)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    subprocess.run([sys.executable, "manage.py", "collectstatic", "--noinput", "-v0"], cwd=PROJECT, check=True)
+    site = Site(tmp_path_factory.mktemp("home"))
+    try:
+        site.wait()
+        yield site
+    finally:
+        site.process.terminate()
+        site.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def cookies(browser, site):
+    """The first-run page has made the admin."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(site.url)
+    page.screenshot(path=SHOTS / "first-run.png")
+    page.get_by_label("Username").fill(NAME)
+    page.locator("[name=password1]").fill(PASSWORD)
+    page.locator("[name=password2]").fill(PASSWORD)
+    page.locator("button[type=submit]").click()
+    expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    yield context.storage_state()
+    context.close()
+
+
+@pytest.fixture
+def complaints():
+    """What the browser complained of: console errors, refusals of the policy, requests to elsewhere."""
+    complaints: list[str] = []
+    yield complaints
+    assert complaints == []
+
+
+@pytest.fixture
+def open_page(browser, site, cookies, complaints):
+    contexts = []
+
+    def open_page(**options) -> Page:
+        context = browser.new_context(storage_state=cookies, **options)
+        contexts.append(context)
+        context.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
+        context.on("weberror", lambda e: complaints.append(str(e.error)))
+        own = (site.url, site.url.replace("http", "ws"), "data:")
+        context.on("request", lambda r: r.url.startswith(own) or complaints.append(r.url))
+        page = context.new_page()
+        page.goto(site.url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page):
+    return open_page()
+
+
+def send(page, text):
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("/chat/"))
+
+
+def answers(page):
+    return page.locator(".message.assistant")
+
+
+def wait_until_answered(page):
+    expect(page.locator("[data-live]")).to_have_count(0, timeout=60_000)
+    expect(page.locator("#send")).to_be_visible()
+
+
+def written(page):
+    return answers(page).last.locator("[data-closed], [data-tail]").all_inner_texts()
+
+
+def wait_for_text(page, more_than=0, between=lambda: None):
+    for _ in range(500):
+        if len("".join(written(page))) > more_than:
+            return
+        between()
+        page.wait_for_timeout(60)
+    raise AssertionError(f"The answer did not grow over {more_than} characters.")
+
+
+def begin_long_answer(page, site):
+    """A chat whose second answer has begun, and stands still."""
+    send(page, "Hello")
+    wait_until_answered(page)
+    site.make_chats_ramble()
+    site.pause()
+    send(page, "Go on.")
+    expect(answers(page)).to_have_count(2)
+    wait_for_text(page, between=site.run_for_a_moment)
+
+
+def test_it_answers_from_the_first_page_on(page):
+    page.screenshot(path=SHOTS / "new-chat.png")
+    page.get_by_role("button", name="Who are you?").click()
+    wait_until_answered(page)
+    assert len(answers(page).inner_text()) > 20
+    expect(page.locator(".stats")).to_contain_text("tokens")
+    expect(page.get_by_role("navigation")).to_contain_text("Who are you?")
+
+
+def test_it_shows_the_text_as_it_is_written(page, site):
+    begin_long_answer(page, site)
+    early = len("".join(written(page)))
+    page.screenshot(path=SHOTS / "streaming.png")
+    wait_for_text(page, more_than=early, between=site.run_for_a_moment)
+    expect(page.locator("[data-live]")).to_have_count(1)
+    site.go_on()
+    wait_until_answered(page)
+
+
+def test_it_goes_on_after_a_reload_with_nothing_lost_or_doubled(page, site):
+    begin_long_answer(page, site)
+    page.wait_for_timeout(300)
+    before = written(page)
+    page.reload()
+    page.wait_for_timeout(300)
+    assert written(page) == before
+    expect(page.locator("[data-live]")).to_have_count(1)
+    wait_for_text(page, more_than=len("".join(before)), between=site.run_for_a_moment)
+    site.go_on()
+    wait_until_answered(page)
+
+
+def test_it_shows_the_same_stream_in_a_second_tab(page, site):
+    begin_long_answer(page, site)
+    second = page.context.new_page()
+    second.goto(page.url)
+    wait_for_text(second, more_than=len("".join(written(page))), between=site.run_for_a_moment)
+    page.wait_for_timeout(300)
+    assert written(second) == written(page)
+    site.go_on()
+    wait_until_answered(page)
+    wait_until_answered(second)
+    assert written(second) == written(page)
+
+
+def test_it_shows_what_another_tab_asks(page):
+    send(page, "Hello")
+    wait_until_answered(page)
+    second = page.context.new_page()
+    second.goto(page.url)
+    send(second, "Who are you?")
+    expect(page.locator(".bubble").last).to_have_text("Who are you?")
+    expect(answers(page)).to_have_count(2)
+    wait_until_answered(page)
+
+
+def test_it_stops_an_answer_and_keeps_its_text(page, site):
+    begin_long_answer(page, site)
+    page.get_by_role("button", name="Stop the answer").click()
+    expect(answers(page).last).to_contain_text("You stopped this answer.")
+    site.go_on()
+    assert "".join(written(page))
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+
+
+def test_it_edits_a_message_into_a_branch(page):
+    send(page, "Who are you?")
+    wait_until_answered(page)
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("What can you do?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".user .versions")).to_contain_text("2/2")
+    wait_until_answered(page)
+    page.screenshot(path=SHOTS / "branch.png")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".bubble")).to_have_text("Who are you?")
+    expect(page.locator(".user .versions")).to_contain_text("1/2")
+
+
+def test_it_writes_an_answer_again_beside_the_first(page):
+    send(page, "Who are you?")
+    wait_until_answered(page)
+    page.get_by_role("button", name="Write it again").click()
+    expect(page.locator(".assistant .versions")).to_contain_text("2/2")
+    wait_until_answered(page)
+
+
+def open_menu(page, title):
+    item = page.locator(".chat-item", has_text=title)
+    item.hover()
+    item.get_by_role("button").click()
+
+
+def test_it_finds_renames_and_deletes_by_keyboard_and_menu(page):
+    send(page, "Where do walnuts grow?")
+    wait_until_answered(page)
+    open_menu(page, "walnuts")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("textbox", name="Name").fill("Nuts")
+    page.keyboard.press("Enter")
+    expect(page).to_have_title("Nuts · LocalLLM")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("walnu")
+    expect(page.locator(".hits mark").first).to_have_text("walnuts")
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    open_menu(page, "Nuts")
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    expect(page.get_by_role("link", name="Nuts")).to_have_count(0)
+
+
+def test_it_keeps_a_draft_and_shows_the_shortcuts(page):
+    page.get_by_label("Message", exact=True).fill("half a thought")
+    page.reload()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("half a thought")
+    page.get_by_label("Message", exact=True).fill("")
+    page.keyboard.press("Control+/")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    page.screenshot(path=SHOTS / "shortcuts.png")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_hidden()
+
+
+def test_it_tells_whole_sentences_to_a_screen_reader(page):
+    send(page, "Hello")
+    wait_until_answered(page)
+    send(page, "What is LocalLLM?")
+    expect(page.locator("#announcer")).to_contain_text("Answer complete.")
+    expect(page.locator("#announcer")).to_contain_text("runs language models")
+
+
+def test_it_is_dark_when_asked_and_stays_so(page):
+    page.get_by_role("button", name=NAME, exact=True).click()
+    page.get_by_text("Dark", exact=True).locator("..").click()
+    page.reload()
+    page.screenshot(path=SHOTS / "dark.png")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(24, 25, 27)"
+
+
+def test_it_fits_a_phone(open_page):
+    page = open_page(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    send(page, "What can you do?")
+    wait_until_answered(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.screenshot(path=SHOTS / "phone.png")
+    page.get_by_role("button", name="Show the sidebar").click()
+    expect(page.get_by_role("link", name="New chat")).to_be_in_viewport()
