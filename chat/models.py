@@ -73,23 +73,30 @@ class Conversation(models.Model):
 
     # Reading
 
-    def branch(self, leaf_id: uuid.UUID | None = None) -> list[Message]:
-        """The messages from the first one to `leaf_id` (the conversation's leaf by default).
-
-        Each carries its `versions`.
-        """
-        siblings: dict[uuid.UUID | None, list[Message]] = {}
-        by_id: dict[uuid.UUID, Message] = {}
-        for message in self.messages.order_by("created_at"):
-            by_id[message.pk] = message
-            siblings.setdefault(message.parent_id, []).append(message)
+    def path(self, leaf_id: uuid.UUID | None = None) -> list[uuid.UUID]:
+        """Ids of the messages from the first one to `leaf_id` (the conversation's leaf by default)."""
+        parents = dict(self._tree())
         path, at = [], leaf_id or self.leaf_id
         while at is not None:
-            message = by_id[at]
-            message.versions = _versions(message, siblings[message.parent_id])
-            path.append(message)
-            at = message.parent_id
+            path.append(at)
+            at = parents[at]
         return path[::-1]
+
+    def branch(self, path: list[uuid.UUID] | None = None) -> list[Message]:
+        """The messages of `path`, or of a part of it, each with its `versions`."""
+        path = self.path() if path is None else path
+        siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
+        for id, parent_id in self._tree():
+            siblings.setdefault(parent_id, []).append(id)
+        rows = self.messages.in_bulk(path)
+        branch = [rows[id] for id in path]
+        for message in branch:
+            message.versions = _versions(message.pk, siblings[message.parent_id])
+        return branch
+
+    def _tree(self) -> list[tuple[uuid.UUID, uuid.UUID | None]]:
+        """(id, parent id) of every message, oldest first. Of 2,000 messages the texts would take too long."""
+        return list(self.messages.order_by("created_at").values_list("pk", "parent_id"))
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
@@ -102,7 +109,7 @@ class Conversation(models.Model):
         model = self.resolved_model()
         system = self.system_prompt or model.system_prompt
         turns = [Turn("system", system)] if system else []
-        for message in self.branch(reply.parent_id):
+        for message in self.branch(self.path(reply.parent_id)):
             if message.text:
                 turns.append(Turn(message.role, message.text))  # type: ignore[arg-type]
         return ChatRequest(
@@ -144,7 +151,9 @@ class Conversation(models.Model):
         if not text:
             raise ConversationError("The message is empty. Write something first.")
         if (size := len(text.encode())) > MAX_TEXT_BYTES:
-            raise ConversationError(f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. Shorten it.")
+            raise ConversationError(
+                f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. Shorten it."
+            )
         with transaction.atomic():
             if question := self.messages.filter(cid=cid).first():
                 return question, question.children.latest("created_at")
@@ -178,12 +187,11 @@ class Conversation(models.Model):
 
     def select(self, message: Message) -> None:
         """Show the branch through `message`, down to its newest end."""
-        children: dict[uuid.UUID | None, list[Message]] = {}
-        for each in self.messages.order_by("created_at"):
-            children.setdefault(each.parent_id, []).append(each)
-        while message.pk in children:
-            message = children[message.pk][-1]
-        self._move_to(message)
+        newest = {parent_id: id for id, parent_id in self._tree()}
+        leaf_id = message.pk
+        while leaf_id in newest:
+            leaf_id = newest[leaf_id]
+        self._move_to(self.messages.get(pk=leaf_id))
 
     def _refuse_while_answering(self) -> None:
         if self.messages.filter(status__in=Message.LIVE).exists():
@@ -297,13 +305,13 @@ class Message(models.Model):
         return bool(Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(**fields))
 
 
-def _versions(message: Message, siblings: list[Message]) -> Versions:
-    at = siblings.index(message)
+def _versions(id: uuid.UUID, siblings: list[uuid.UUID]) -> Versions:
+    at = siblings.index(id)
     return Versions(
         number=at + 1,
         count=len(siblings),
-        previous_id=siblings[at - 1].pk if at else None,
-        next_id=siblings[at + 1].pk if at + 1 < len(siblings) else None,
+        previous_id=siblings[at - 1] if at else None,
+        next_id=siblings[at + 1] if at + 1 < len(siblings) else None,
     )
 
 

@@ -135,17 +135,17 @@ def _new_page(request: Request, model: str, text: str = "", problem: str = "") -
 def show(request: Request, id: UUID) -> HttpResponse:
     conversation = _own(request, id)
     target = _id_or_none(request.GET.get("message"))
-    branch = conversation.branch()
-    if target and all(each.pk != target for each in branch):
+    path = conversation.path()
+    if target and target not in path:
         conversation.select(get_object_or_404(conversation.messages, pk=target))
-        branch = conversation.branch()
+        path = conversation.path()
     models = list(LanguageModel.objects.filter(is_enabled=True))
     chosen = _model_of(conversation)
     context = _shell(request, conversation) | {
         "choices": _choices(models, chosen),
         "chosen": chosen,
         "form": SettingsForm(None, instance=conversation, inherits=chosen),
-        **_window(conversation, branch, start=_start_above(branch, target)),
+        **_window(conversation, path, start=_start_above(path, target)),
     }
     return render(request, "chat/show.html", context)
 
@@ -157,19 +157,19 @@ def show(request: Request, id: UUID) -> HttpResponse:
 def messages(request: Request, id: UUID) -> HttpResponse:
     """The end of the branch from `?from=` on, or the window before `?before=`."""
     conversation = _own(request, id)
-    branch = conversation.branch()
-    places: dict[UUID | None, int] = {each.pk: place for place, each in enumerate(branch)}
+    path = conversation.path()
+    places: dict[UUID | None, int] = {id: place for place, id in enumerate(path)}
     before = places.get(_id_or_none(request.GET.get("before")))
     if before is not None:
-        return _messages(request, conversation, branch[:before])
-    return _messages(request, conversation, branch, start=places.get(_id_or_none(request.GET.get("from"))))
+        return _messages(request, conversation, path[:before])
+    return _messages(request, conversation, path, start=places.get(_id_or_none(request.GET.get("from"))))
 
 
 @require_GET
 def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     conversation = _own(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    turn = _turn(conversation.branch(message.pk)[-1])
+    turn = _turn(conversation.branch([message.pk])[0])
     return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
 
 
@@ -180,25 +180,22 @@ def select(request: Request, id: UUID) -> HttpResponse:
     conversation.select(get_object_or_404(conversation.messages, pk=_id_or_none(request.POST.get("message"))))
     if not request.htmx:
         return redirect("chat:show", id)
-    return _messages(request, conversation, conversation.branch())
+    return _messages(request, conversation, conversation.path())
 
 
-def _messages(
-    request: Request, conversation: Conversation, branch: list[Message], start: int | None = None
-) -> HttpResponse:
-    context = {"conversation": conversation, **_window(conversation, branch, start=start)}
+def _messages(request: Request, conversation: Conversation, path: list[UUID], start: int | None = None) -> HttpResponse:
+    context = {"conversation": conversation, **_window(conversation, path, start=start)}
     return render(request, "chat/_messages.html", context)
 
 
-def _window(conversation: Conversation, branch: list[Message], start: int | None) -> dict[str, Any]:
-    start = max(0, len(branch) - WINDOW) if start is None else start
-    return {"turns": [_turn(each) for each in branch[start:]], "num_earlier": start}
+def _window(conversation: Conversation, path: list[UUID], start: int | None) -> dict[str, Any]:
+    start = max(0, len(path) - WINDOW) if start is None else start
+    return {"turns": [_turn(each) for each in conversation.branch(path[start:])], "num_earlier": start}
 
 
-def _start_above(branch: list[Message], target: UUID | None) -> int | None:
+def _start_above(path: list[UUID], target: UUID | None) -> int | None:
     """Where the window begins so that it holds `target`."""
-    place = next((place for place, each in enumerate(branch) if each.pk == target), None)
-    return None if place is None else max(0, min(len(branch) - WINDOW, place - BEFORE_TARGET))
+    return max(0, min(len(path) - WINDOW, path.index(target) - BEFORE_TARGET)) if target in path else None
 
 
 def _turn(message: Message) -> Turn:

@@ -1,8 +1,13 @@
-"""Fixtures for all tests. The data directory is a temporary one, made before the settings are read."""
+"""Fixtures for all tests."""
 
-import os
-import tempfile
+import pytest
 
-os.environ["LOCALLLM_HOME"] = tempfile.mkdtemp(prefix="localllm-test-")
-for name in ("HOST", "PORT", "LOCALLLM_MODEL", "LOCALLLM_CONFIG", "LOCALLLM_ALLOWED_HOSTS"):
-    os.environ.pop(name, None)
+from tests.server import collect_static, server
+
+__all__ = ["server"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def static_files():
+    """Pages need the manifest of static files, which `make run` makes."""
+    collect_static()

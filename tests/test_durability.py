@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser_client import Browser, Follower
-from tests.server import ADMIN, PASSWORD, Server, collect_static
+from tests.server import ADMIN, PASSWORD, Server
 
 NUM_KILLS = int(os.environ.get("CHAOS_KILLS", "10"))
 CHATS_PER_LIFE = 3
@@ -75,7 +75,6 @@ def wait_until_all_have_ended(server: Server) -> None:
 
 
 def prepared(home: Path, **options: str) -> Server:
-    collect_static()
     server = Server(home, **options)
     with server:
         pass

@@ -8,6 +8,7 @@ const composer = byId("composer");
 const box = byId("composer-text");
 const messages = byId("messages");
 const conversation = composer?.dataset.conversation ?? "";
+const MAX_FRAME_BYTES = 250_000; // the server closes a socket that sends more
 const draftKey = `draft:${conversation || "new"}`;
 const points = (text) => Array.from(text); // the server counts code points, not UTF-16 units
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
@@ -220,8 +221,10 @@ function startChat() {
   // What the reader sends
 
   function submit(frame) {
-    problem("");
     frame.cid = newId();
+    const size = new Blob([JSON.stringify(frame)]).size;
+    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Shorten it.`);
+    problem("");
     outbox.push(frame);
     keepOutbox();
     showPending(frame);

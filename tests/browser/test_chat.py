@@ -78,7 +78,6 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    subprocess.run([sys.executable, "manage.py", "collectstatic", "--noinput", "-v0"], cwd=PROJECT, check=True)
     site = Site(tmp_path_factory.mktemp("home"))
     try:
         site.wait()

@@ -9,13 +9,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.browser_client import Browser, Follower
-from tests.server import ADMIN, PASSWORD, Server, collect_static
+from tests.server import ADMIN, PASSWORD, Server
 from tests.test_durability import LONG_REPLIES, query, reply_to
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    collect_static()
     with Server(tmp_path_factory.mktemp("socket")) as server:
         yield server
 

@@ -27,10 +27,10 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
     def register(self, path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
         """Make or update the row of a file that has passed the probe; the file stays where it is."""
         path = path.resolve()
+        row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
+        row.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
         with transaction.atomic():
-            row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
             row.name = row.name or self._free_name(name or path.stem)
-            row.remember_file()
             row.save()
             if make_default or not self.filter(is_default=True).exists():
                 row.make_default()

@@ -92,7 +92,8 @@ class Runner:
 
     def _useful_threads(self) -> int:
         """The available CPUs, but fewer for a model so small that its threads would mostly wait for each other."""
-        return max(1, min(num_available_cpus(), llama.llama_model_size(self._model) // MIN_BYTES_PER_THREAD))
+        useful = int(llama.llama_model_size(self._model)) // MIN_BYTES_PER_THREAD
+        return max(1, min(num_available_cpus(), useful))
 
     def _open_context(self, settings: EngineSettings) -> None:
         params = llama.llama_context_default_params()

@@ -1,0 +1,59 @@
+"""The wiring of the web process: what answers HTTP and websockets, what starts before it, what ends with it."""
+
+# ruff: noqa: E402  Django is set up before anything that imports rows.
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "localllm.settings")
+
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.conf import settings
+from django.urls import path
+
+from chat import live
+from chat.consumers import ChatConsumer
+from localllm.gateway import database, registration
+from localllm.gateway.models import LanguageModel
+from localllm.gateway.providers import local
+from localllm.gateway.security import HttpsProxy, OriginGuard
+from localllm.gateway.security.origin import Application
+from localllm.inference.errors import ProviderError
+
+consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
+sockets: Any = AuthMiddlewareStack(URLRouter([path("ws/chat/<uuid:conversation_id>/", consumer)]))
+
+application: Application = ProtocolTypeRouter({"http": django_application, "websocket": OriginGuard(sockets)})
+if settings.SESSION_COOKIE_SECURE:
+    application = HttpsProxy(application)
+
+
+def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[[str], None]) -> None:
+    """Serve until a signal. `say` tells the console what goes on; `on_ready` gets the address."""
+
+    async def start() -> None:
+        await registration.register_configured(say)
+        await _preload(say)
+        await live.resume_interrupted()
+
+    from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
+
+    serve(application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain])
+
+
+async def _preload(say: Callable[[str], None]) -> None:
+    """Begin to load the default model; it goes on while the first page is asked for."""
+    try:
+        model = await database.read(LanguageModel.objects.default)
+        await local.host(model.local())
+    except LanguageModel.DoesNotExist:
+        say("There is no model yet: register one with `manage.py registermodel PATH`.")
+    except ProviderError as exc:
+        say(str(exc))

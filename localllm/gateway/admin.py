@@ -1,0 +1,227 @@
+"""The admin's view of models, keys and usage. Changing a model here is as strong as running code on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+
+from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models.usage import unpack_ids
+from localllm.gateway.providers import local
+from localllm.gateway.registration import register
+from localllm.inference.errors import InferenceError
+
+admin.site.site_header = "LocalLLM"
+admin.site.site_title = "LocalLLM admin"
+admin.site.index_title = "Administration"
+admin.site.site_url = "/"
+admin.site.unregister(Group)
+
+
+class RegisterForm(forms.Form):
+    path = forms.CharField(
+        label="Path of a GGUF file",
+        widget=forms.TextInput(attrs={"class": "vTextField", "autofocus": True, "spellcheck": "false"}),
+        help_text="On the machine this server runs on. The file stays where it is.",
+    )
+    name = forms.SlugField(required=False, help_text="What API clients call it. Empty: after the file.")
+    make_default = forms.BooleanField(required=False, label="Make it the default model")
+
+    def clean_path(self) -> Path:
+        path = Path(self.cleaned_data["path"].strip()).expanduser()
+        if not path.is_absolute():
+            raise forms.ValidationError(f"“{path}” is not a full path. Begin with /.")
+        return path
+
+
+@admin.register(LanguageModel)
+class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("name", "title", "is_default", "is_enabled", "description", "size", "state")
+    list_filter = ("is_enabled",)
+    search_fields = ("name", "title", "path")
+    actions = ("make_default", "unload", "reload")
+    readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at")
+    fieldsets = (
+        (None, {"fields": ("name", "title", "is_enabled", "is_default", "state")}),
+        ("The file", {"fields": ("path", "description", "size", "sha256", "created_at")}),
+        (
+            "How it is loaded",
+            {
+                "description": "These reach llama.cpp as they are. A model runs as this server: whoever may add "
+                "or change models can do what its account can do. Changes count from the next request on.",
+                "fields": (
+                    ("n_ctx", "num_slots"),
+                    ("n_threads", "n_batch", "n_gpu_layers"),
+                    ("use_mmap", "use_mlock"),
+                    ("flash_attention", "kv_type"),
+                    ("rope_scaling", "rope_scale"),
+                ),
+            },
+        ),
+        (
+            "Defaults of its conversations",
+            {"fields": ("system_prompt", ("temperature", "top_p", "top_k", "min_p"), "max_tokens")},
+        ),
+    )
+
+    @admin.display(description="size")
+    def size(self, model: LanguageModel) -> str:
+        return f"{model.size_bytes / 1e9:.2f} GB" if model.size_bytes >= 1e8 else f"{model.size_bytes / 1e6:.1f} MB"
+
+    @admin.display(description="state")
+    def state(self, model: LanguageModel) -> str:
+        host = local.loaded(model.local())
+        return host.state if host else "not loaded"
+
+    def has_delete_permission(self, request: HttpRequest, obj: LanguageModel | None = None) -> bool:
+        """The default model stays until there is another."""
+        return super().has_delete_permission(request, obj) and not (obj and obj.is_default)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        deletable, counts, missing, protected = super().get_deleted_objects(objs, request)
+        protected += [
+            f"{model}: the default model. Make another one the default first." for model in objs if model.is_default
+        ]
+        return deletable, counts, missing, protected
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Not Django's: that one holds a transaction open, and trying a model out takes seconds."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = RegisterForm(request.POST or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                model = async_to_sync(register)(**form.cleaned_data)
+            except (InferenceError, OSError) as exc:
+                form.add_error("path", str(exc))
+            else:
+                self.log_addition(request, model, "Registered.")
+                self.message_user(request, f"{model} passed its trial and is ready.", messages.SUCCESS)
+                return redirect("admin:gateway_languagemodel_change", model.pk)
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Add a model",
+            "form": form,
+            **(extra_context or {}),
+        }
+        return TemplateResponse(request, "admin/gateway/languagemodel/register.html", context)
+
+    @admin.action(description="Make it the default model", permissions=["change"])
+    def make_default(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        if len(chosen := list(models)) != 1:
+            self.message_user(request, f"Choose one model; {len(chosen)} are marked.", messages.ERROR)
+            return
+        chosen[0].make_default()
+        self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
+
+    @admin.action(description="Unload from memory", permissions=["change"])
+    def unload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            async_to_sync(local.unload)(model.local())
+        self.message_user(request, "Unloaded. Answers under way start anew where they stopped.", messages.SUCCESS)
+
+    @admin.action(description="Load, or load again", permissions=["change"])
+    def reload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            try:
+                async_to_sync(_reload)(model)
+            except InferenceError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+            else:
+                self.message_user(request, f"{model} is loading.", messages.SUCCESS)
+
+
+async def _reload(model: LanguageModel) -> None:
+    await local.unload(model.local())
+    await local.host(model.local())
+
+
+@admin.register(UsageLog)
+class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = (
+        "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
+        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason",
+    )  # fmt: skip
+    list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
+    search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
+    date_hierarchy = "created_at"
+    list_select_related = ("user",)
+    exclude = ("prompt_ids", "output_ids")
+    show_full_result_count = False
+
+    @admin.display(description="tokens/s")
+    def speed(self, row: UsageLog) -> str:
+        return f"{row.tokens_per_second:.1f}" if row.tokens_per_second else "–"
+
+    @admin.display(description="token ids")
+    def token_ids(self, row: UsageLog) -> str:
+        prompt, output = unpack_ids(bytes(row.prompt_ids)), unpack_ids(bytes(row.output_ids))
+        return f"prompt {list(prompt)}, output {list(output)}"
+
+    def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
+        names = [field.name for field in self.opts.fields if field.name not in self.exclude]
+        return [*names, "speed", "token_ids"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("name", "user", "prefix", "created_at", "last_used_at", "revoked_at")
+    list_filter = ("revoked_at", "user")
+    search_fields = ("name", "prefix", "user__username")
+    list_select_related = ("user",)
+    actions = ("revoke",)
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        return ("name", "user", "prefix", "created_at", "last_used_at", "revoked_at") if obj else ("name", "user")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        return ("user", "prefix", "created_at", "last_used_at", "revoked_at") if obj else ()
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        if change:
+            super().save_model(request, obj, form, change)
+            return
+        issued, request.issued_key = ApiKey.objects.issue(obj.user, obj.name)  # type: ignore[attr-defined]
+        obj.__dict__.update(issued.__dict__)
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """The key itself, this once. Not as a message: those travel in a cookie."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": f"Key “{obj.name}”",
+            "key": request.issued_key,  # type: ignore[attr-defined]
+        }
+        return TemplateResponse(request, "admin/gateway/apikey/issued.html", context)
+
+    @admin.action(description="Revoke", permissions=["change"])
+    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
+        usable = list(keys.filter(revoked_at=None))
+        for key in usable:
+            key.revoke()
+        self.message_user(request, f"{len(usable)} revoked: they stop working at once.", messages.SUCCESS)

@@ -1,0 +1,160 @@
+"""What a client may send to /v1/chat/completions, and how it becomes a request. Knows no HTTP.
+
+Whatever is not known here is refused by name, unless it changes nothing: a parameter that is silently
+ignored is a wrong answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from localllm.gateway.api.errors import ApiError
+from localllm.gateway.models import LanguageModel
+from localllm.inference.types import ChatRequest, Message, SamplingParams
+
+MAX_STOPS = 4
+MAX_STOP_CHARS = 500
+MAX_TOP_LOGPROBS = 20
+# Values of other parameters that change nothing; so do null, [] and {}.
+NEUTRAL: dict[str, object] = {
+    "n": 1,
+    "store": False,
+    "service_tier": "auto",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+}
+# Parameters whose every value changes nothing here.
+NOTES = frozenset({"user", "metadata", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"})
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[TextPart]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _as_parts(cls, content: Any) -> Any:
+        """A plain string is one part of text."""
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if isinstance(content, list):
+            kinds = {part.get("type") for part in content if isinstance(part, dict)} - {"text"}
+            if kinds:
+                raise ValueError(f"a part of type {kinds.pop()!r} was sent, but models here read text only")
+        return content
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class ChatCompletionBody(_Strict):
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str = "default"
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float | None, Field(ge=0, le=2)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    repeat_penalty: Annotated[float | None, Field(gt=0, le=10)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=1 << 32)] = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = _as_list(stop)
+        if len(stops) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_CHARS for text in stops):
+            raise ValueError(f"expected at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARS} characters")
+        return stop
+
+    def check(self) -> None:
+        """Raise ApiError for what cannot be kept: unknown parameters, contradictions, broken text."""
+        _refuse_unknown(self, "")
+        for number, message in enumerate(self.messages):
+            for part in (message, *message.content):
+                _refuse_unknown(part, f"messages[{number}].")
+            _refuse_lone_surrogates(message.text, f"messages[{number}].content")
+        for text in _as_list(self.stop):
+            _refuse_lone_surrogates(text, "stop")
+        if self.stream_options is not None:
+            _refuse_unknown(self.stream_options, "stream_options.")
+            if not self.stream:
+                raise _refusal("stream_options", "it is allowed only together with stream: true")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _refusal("top_logprobs", "it is allowed only together with logprobs: true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise _refusal("max_tokens", f"max_completion_tokens says {self.max_completion_tokens}; send one of them")
+
+    def to_request(self, model: LanguageModel, owner: str) -> ChatRequest:
+        """What the model is asked. Its own system prompt speaks where the client sent none."""
+        roles = {"developer": "system"}
+        turns = [Message(roles.get(m.role, m.role), m.text) for m in self.messages]  # type: ignore[arg-type]
+        if model.system_prompt and all(turn.role != "system" for turn in turns):
+            turns.insert(0, Message("system", model.system_prompt))
+        return ChatRequest(messages=tuple(turns), params=self._params(model), owner=owner)
+
+    def _params(self, model: LanguageModel) -> SamplingParams:
+        wanted = {
+            name: value
+            for name in (
+                "temperature", "top_p", "top_k", "min_p",
+                "repeat_penalty", "frequency_penalty", "presence_penalty", "seed",
+            )
+            if (value := getattr(self, name)) is not None
+        }  # fmt: skip
+        defaults = {name: getattr(model, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+        return SamplingParams(
+            **{**defaults, **wanted},
+            stop=tuple(_as_list(self.stop)),
+            max_tokens=self.max_completion_tokens or self.max_tokens or model.max_tokens,
+            num_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+
+def _as_list(stop: str | list[str] | None) -> list[str]:
+    return [stop] if isinstance(stop, str) else stop or []
+
+
+def _refuse_unknown(part: _Strict, prefix: str) -> None:
+    for name, value in (part.model_extra or {}).items():
+        if name in NOTES or value in (None, [], {}) or (name in NEUTRAL and value == NEUTRAL[name]):
+            continue
+        raise _refusal(f"{prefix}{name}", f"this server does not support it{_or_only(name)}; leave it out")
+
+
+def _or_only(name: str) -> str:
+    return f" with a value other than {NEUTRAL[name]!r}" if name in NEUTRAL else ""
+
+
+def _refuse_lone_surrogates(text: str, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _refusal(param, "it holds half of a surrogate pair, which is no character") from None
+
+
+def _refusal(param: str, why: str) -> ApiError:
+    return ApiError(400, f"{param}: {why}.", param=param, code="unsupported_parameter")

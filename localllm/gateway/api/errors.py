@@ -1,0 +1,108 @@
+"""Every error of /v1 in OpenAI's shape, as a full sentence, with the status its client library expects."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.http import HttpRequest, JsonResponse
+from ninja import NinjaAPI
+from ninja.errors import AuthenticationError, HttpError, ValidationError
+
+from localllm.inference.errors import ContextOverflow, ProviderError, QueueFull
+
+log = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """What a client did wrong, or what this server cannot do."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: float = 0
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JsonResponse:
+        response = JsonResponse(self.body, status=self.status)
+        response._has_been_logged = True  # type: ignore[attr-defined]  # the client's business, not the log's
+        if self.status == 401:
+            response["WWW-Authenticate"] = "Bearer"
+        if self.retry_after_s:
+            response["Retry-After"] = str(math.ceil(self.retry_after_s))
+        return response
+
+
+def no_key() -> ApiError:
+    return ApiError(
+        401,
+        "This needs a valid API key. Make one with `manage.py createapikey NAME`, and send it as "
+        "`Authorization: Bearer sk-…`.",
+        code="invalid_api_key",
+    )
+
+
+def from_provider(exc: ProviderError, *, is_loaded: bool) -> ApiError:
+    """`is_loaded` says whether the model runs: then what it permanently refuses is the request's fault."""
+    if isinstance(exc, QueueFull):
+        return ApiError(503, str(exc), code="queue_full", retry_after_s=exc.retry_after_s)
+    if exc.permanent and is_loaded:
+        code = "context_length_exceeded" if isinstance(exc, ContextOverflow) else "invalid_prompt"
+        return ApiError(400, str(exc), code=code, param="messages")
+    return ApiError(503, str(exc), code="model_unavailable")
+
+
+def handle_all(api: NinjaAPI) -> None:
+    """Make `api` answer every exception in this shape."""
+
+    @api.exception_handler(ApiError)
+    def on_api_error(request: HttpRequest, exc: ApiError) -> JsonResponse:
+        return exc.response()
+
+    @api.exception_handler(AuthenticationError)
+    def on_missing_key(request: HttpRequest, exc: AuthenticationError) -> JsonResponse:
+        return no_key().response()
+
+    @api.exception_handler(ValidationError)
+    def on_invalid(request: HttpRequest, exc: ValidationError) -> JsonResponse:
+        first = exc.errors[0]
+        param = _name([part for part in first["loc"][1:] if part != "body"])
+        message = first["msg"].removeprefix("Value error, ")
+        return ApiError(400, f"{param or 'The body'}: {message}.".replace("..", "."), param=param).response()
+
+    @api.exception_handler(HttpError)
+    def on_http_error(request: HttpRequest, exc: HttpError) -> JsonResponse:
+        if exc.status_code == 400:
+            return ApiError(400, "The body is not JSON. Send a JSON object in UTF-8.").response()
+        return ApiError(exc.status_code, str(exc)).response()
+
+    @api.exception_handler(RequestDataTooBig)
+    def on_large_body(request: HttpRequest, exc: RequestDataTooBig) -> JsonResponse:
+        limit = f"{settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes"
+        return ApiError(413, f"The body is too large: at most {limit} are taken. Send less text.").response()
+
+    @api.exception_handler(Exception)
+    def on_bug(request: HttpRequest, exc: Exception) -> JsonResponse:
+        log.error("%s %s failed.", request.method, request.path, exc_info=exc)
+        return bug().response()
+
+
+def bug() -> ApiError:
+    return ApiError(500, "Something went wrong in this server. Its log says what.", code="internal_error")
+
+
+def _name(loc: list[str | int]) -> str | None:
+    """`messages[0].content` from its parts."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+    return name or None

@@ -1,0 +1,271 @@
+"""/v1: what OpenAI's clients ask for, answered by the models of this server.
+
+Parses, passes one request through the door, formats the answer. A client that goes away cancels it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from django.contrib.auth.decorators import login_not_required
+from django.http import HttpRequest, JsonResponse
+from django.http.response import HttpResponseBase
+from django.urls import re_path
+from django.views.decorators.csrf import csrf_exempt
+from ninja import NinjaAPI
+from ninja.security import HttpBearer
+
+from localllm.gateway import completions, database
+from localllm.gateway.api import errors, sse
+from localllm.gateway.api.chat_request import ChatCompletionBody
+from localllm.gateway.api.errors import ApiError
+from localllm.gateway.models import ApiKey, LanguageModel
+from localllm.gateway.providers import local
+from localllm.inference.errors import ProviderError
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, TokenLogprob, Usage
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 15.0
+OWNED_BY = "localllm"
+
+
+class BearerKey(HttpBearer):
+    async def authenticate(self, request: HttpRequest, token: str) -> ApiKey | None:
+        return await database.write(ApiKey.objects.authenticate, token.strip())
+
+
+api = NinjaAPI(urls_namespace="v1", auth=BearerKey(), docs_url=None, openapi_url=None)
+errors.handle_all(api)
+
+
+@api.get("/models", url_name="models")
+async def list_models(request: HttpRequest) -> dict[str, Any]:
+    models = await database.read(lambda: list(LanguageModel.objects.filter(is_enabled=True)))
+    rows = [_model_row(model, model.name) for model in models]
+    default = [_model_row(model, "default") for model in models if model.is_default]
+    return {"object": "list", "data": [*default, *rows]}
+
+
+@api.get("/models/{name}", url_name="model")
+async def retrieve_model(request: HttpRequest, name: str) -> dict[str, Any]:
+    return _model_row(await _find_model(name), name)
+
+
+@api.post("/chat/completions", url_name="chat-completions")
+async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody) -> HttpResponseBase:
+    body.check()
+    key: ApiKey = request.auth  # type: ignore[attr-defined]
+    model = await _find_model(body.model)
+    asker = completions.Asker(source="api", user=key.user, api_key=key)
+    asked = body.to_request(model, owner=f"user:{key.user_id}")
+    answer = Answer(model)
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return await _stream(answer, asked, asker, with_usage)
+    await answer.collect(asked, asker)
+    return JsonResponse(answer.completion())
+
+
+@csrf_exempt
+async def unknown_endpoint(request: HttpRequest) -> JsonResponse:
+    return ApiError(
+        404,
+        f"{request.method} {request.path} does not exist. This server has GET /v1/models and "
+        "POST /v1/chat/completions.",
+        code="unknown_url",
+    ).response()
+
+
+# A key is the login here. Ninja's own page at the root would lead to documentation that is switched off.
+urlpatterns: list[Any] = [
+    *(pattern for pattern in cast(list[Any], api.urls[0]) if pattern.name != "api-root"),
+    re_path("", unknown_endpoint, name="unknown"),
+]
+for pattern in urlpatterns:
+    login_not_required(pattern.callback)
+
+
+async def _find_model(name: str) -> LanguageModel:
+    def find() -> tuple[LanguageModel | None, list[str]]:
+        enabled = LanguageModel.objects.filter(is_enabled=True)
+        try:
+            return enabled.named(name), []
+        except LanguageModel.DoesNotExist:
+            return None, [model.name for model in enabled]
+
+    model, names = await database.read(find)
+    if model is None:
+        known = ", ".join(names) or "none"
+        raise ApiError(
+            404,
+            f"There is no model {name!r} here. “default” is the default model; by name there are: {known}.",
+            param="model",
+            code="model_not_found",
+        )
+    return model
+
+
+def _model_row(model: LanguageModel, id: str) -> dict[str, Any]:
+    return {"id": id, "object": "model", "created": int(model.created_at.timestamp()), "owned_by": OWNED_BY}
+
+
+# Answers
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer on its way, as the chunks of a stream or as one object."""
+
+    model: LanguageModel
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    text: str = ""
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    wants_logprobs: bool = False
+    finished: Finished | None = None
+
+    async def events(self, asked: ChatRequest, asker: completions.Asker) -> AsyncGenerator[Event, None]:
+        """What the door says, its errors in this API's words."""
+        self.wants_logprobs = asked.params.num_logprobs is not None
+        try:
+            async with aclosing(completions.stream(asked, self.model, asker)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        self.finished = event
+                    yield event
+        except ProviderError as exc:
+            is_loaded = local.loaded(self.model.local()) is not None
+            raise errors.from_provider(exc, is_loaded=is_loaded) from exc
+
+    async def collect(self, asked: ChatRequest, asker: completions.Asker) -> None:
+        async with aclosing(self.events(asked, asker)) as events:
+            async for event in events:
+                if isinstance(event, Chunk):
+                    self.text += event.text
+                    self.logprobs += map(_logprob, event.logprobs)
+
+    def completion(self) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": self.text, "refusal": None},
+            "logprobs": {"content": self.logprobs, "refusal": None} if self.wants_logprobs else None,
+            "finish_reason": self._finish_reason(),
+        }
+        return {**self._head("chat.completion"), "choices": [choice], **self._account()}
+
+    def role_chunk(self) -> dict[str, Any]:
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def text_chunk(self, chunk: Chunk) -> dict[str, Any]:
+        return self._chunk({"content": chunk.text}, [_logprob(each) for each in chunk.logprobs])
+
+    def last_chunk(self) -> dict[str, Any]:
+        chunk = self._chunk({}, finish_reason=self._finish_reason())
+        return {**chunk, "localllm": self._account()["localllm"]}
+
+    def usage_chunk(self) -> dict[str, Any]:
+        return {**self._head("chat.completion.chunk"), "choices": [], **self._account()}
+
+    def _chunk(
+        self, delta: dict[str, str], logprobs: list[dict[str, Any]] | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+            "finish_reason": finish_reason,
+        }
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        host = local.loaded(self.model.local())
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model.name,
+            "system_fingerprint": host.info.build if host and host.info else None,
+        }
+
+    def _finish_reason(self) -> str:
+        assert self.finished is not None
+        return "length" if self.finished.reason == "length" else "stop"
+
+    def _account(self) -> dict[str, Any]:
+        assert self.finished is not None
+        usage = self.finished.usage
+        return {
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.reused_tokens},
+            },
+            "localllm": {
+                "provider": local.name,
+                "model_sha256": self.model.sha256,
+                "seed": self.finished.seed,
+                "queue_s": round(usage.queue_s, 4),
+                "ttft_s": round(usage.ttft_s, 4),
+                "tokens_per_s": _tokens_per_s(usage),
+            },
+        }
+
+
+async def _stream(answer: Answer, asked: ChatRequest, asker: completions.Asker, with_usage: bool) -> sse.EventStream:
+    """The response, once the request is accepted: until then an error still has its own status."""
+    events = sse.with_pauses(answer.events(asked, asker), KEEP_ALIVE_S)
+    async for first in events:
+        if not isinstance(first, Loading):
+            break
+    return sse.EventStream(_parts(answer, first, events, with_usage))
+
+
+async def _parts(
+    answer: Answer, first: Event | None, events: AsyncGenerator[Event | None, None], with_usage: bool
+) -> AsyncGenerator[str, None]:
+    async with aclosing(events):
+        yield sse.event(answer.role_chunk())
+        try:
+            event: Event | None = first
+            while not isinstance(event, Finished):
+                if event is None:
+                    yield sse.KEEP_ALIVE
+                elif isinstance(event, Chunk) and (event.text or event.logprobs):
+                    yield sse.event(answer.text_chunk(event))
+                event = await anext(events)
+        except ApiError as exc:
+            yield sse.event(exc.body)
+            return
+        except Exception:
+            log.exception("A stream of /v1 failed.")
+            yield sse.event(errors.bug().body)
+            return
+        yield sse.event(answer.last_chunk())
+        if with_usage:
+            yield sse.event(answer.usage_chunk())
+        yield sse.DONE
+
+
+def _tokens_per_s(usage: Usage) -> float | None:
+    decode_s = usage.duration_s - usage.ttft_s
+    return round((usage.completion_tokens - 1) / decode_s, 2) if usage.completion_tokens > 1 and decode_s > 0 else None
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        **_token(token.token, token.logprob),
+        "top_logprobs": [_token(other, logprob) for other, logprob in token.top],
+    }
+
+
+def _token(token: bytes, logprob: float) -> dict[str, Any]:
+    # JSON has no infinity, and a forbidden token's probability is none.
+    return {"token": token.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(token)}

@@ -1,0 +1,8 @@
+"""A pytest plugin (see `addopts`): the environment of the tests, set before anything reads the settings."""
+
+import os
+import tempfile
+
+os.environ["LOCALLLM_HOME"] = tempfile.mkdtemp(prefix="localllm-test-")
+for name in ("HOST", "PORT", "LOCALLLM_MODEL", "LOCALLLM_CONFIG", "LOCALLLM_ALLOWED_HOSTS"):
+    os.environ.pop(name, None)

@@ -1,0 +1,232 @@
+"""Who gets what answer at every address and for every operation of the socket, on a real server.
+
+Generated from the URLconf and the operation table: a new one without an entry here fails.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import pytest
+from django.urls import URLPattern, URLResolver, get_resolver, reverse
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from chat.consumers import CLOSE_NOT_FOUND, CLOSE_SIGNED_OUT, OPERATIONS
+from tests.server import ADMIN, Server
+
+NOBODY, OWNER, OTHER, BOSS = "nobody", "owner", "other", ADMIN
+PEOPLE = (NOBODY, OTHER, BOSS, OWNER)  # the owner last: only then may anything change
+CSRF = "a" * 32
+
+LOGIN, GONE = 302, 404
+
+
+class Row(NamedTuple):
+    """Statuses for anonymous, another user, an admin, and the owner of the conversation in the address."""
+
+    method: str
+    nobody: int
+    other: int
+    boss: int
+    owner: int
+    form: dict[str, str] = {}  # noqa: RUF012
+
+
+def own(method: str, status: int, **form: str) -> Row:
+    """Only the owner; to everybody else who is signed in it does not exist."""
+    return Row(method, LOGIN, GONE, GONE, status, form)
+
+
+def any_user(method: str, status: int, **form: str) -> Row:
+    return Row(method, LOGIN, status, status, status, form)
+
+
+def public(method: str, status: int) -> Row:
+    return Row(method, status, status, status, status)
+
+
+TABLE: dict[str, list[Row]] = {
+    "chat:new": [any_user("GET", 200)],
+    "chat:sidebar": [any_user("GET", 200)],
+    "chat:create": [any_user("POST", 303, text="Hello", cid="c"), any_user("GET", 405)],
+    "chat:show": [own("GET", 200)],
+    "chat:messages": [own("GET", 200)],
+    "chat:message": [own("GET", 200)],
+    "chat:menu": [own("GET", 200)],
+    "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
+    "chat:delete": [own("GET", 200), own("POST", 302)],
+    "chat:pin": [own("POST", 302)],
+    "chat:archive": [own("POST", 302)],
+    "chat:select": [own("POST", 302, message="{message}")],
+    "chat:model": [own("POST", 302, model="starter")],
+    "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
+    "setup": [public("GET", 302), public("POST", 302)],
+    "login": [Row("GET", 200, 302, 302, 302)],
+    "logout": [Row("GET", LOGIN, 405, 405, 405)],
+    "password_change": [any_user("GET", 200)],
+    "health": [public("GET", 200), public("POST", 405)],
+    "admin_login": [Row("GET", LOGIN, 403, 302, 403)],
+    "admin_password": [any_user("GET", 302)],
+    "v1:models": [public("GET", 401)],
+    "v1:model": [public("GET", 401)],
+    "v1:chat-completions": [public("POST", 401)],
+    "v1:unknown": [public("GET", 404), public("POST", 404)],
+}
+
+ROWS = [(name, row) for name, rows in TABLE.items() for row in rows]
+
+# What the operation carries besides its type, and what the owner gets for it.
+FRAMES: dict[str, tuple[dict[str, str], str]] = {
+    "send": ({"cid": "new", "text": "Hello"}, "ack"),
+    "edit": ({"cid": "new", "text": "Hello", "message": "{question}"}, "ack"),
+    "regenerate": ({"message": "{message}"}, "changed"),
+    "continue": ({"message": "{cut}"}, "changed"),
+    "stop": ({"message": "{message}"}, ""),
+    "resume": ({"message": "{message}"}, "done"),
+}
+
+MAKE = """
+import json
+from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
+from chat.models import Conversation
+made = {"cookies": {}, "conversations": []}
+for name in ("owner", "other", "%(admin)s"):
+    user = User.objects.get_or_create(username=name)[0]
+    session = SessionStore()
+    session[SESSION_KEY], session[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()
+    session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+    session.create()
+    made["cookies"][name] = session.session_key
+def fill(conversation, cid, **end):
+    question, reply = conversation.send(cid, "Hello")
+    type(reply).objects.filter(pk=reply.pk).update(text="Hi.", html="<p>Hi.</p>", **end)
+    return {"question": str(question.pk), "message": str(reply.pk)}
+for number in range(%(number)d):
+    chat = Conversation.objects.create(owner=User.objects.get(username="owner"))
+    cut = fill(chat, "a", status="stopped")["message"]
+    ids = fill(chat, "b", status="complete", finish_reason="stop")
+    made["conversations"].append({"id": str(chat.pk), "cut": cut, **ids})
+chat = Conversation.objects.create(owner=User.objects.get(username="other"))
+made["conversation_of_other"] = str(chat.pk)
+print(json.dumps(made))
+"""
+
+
+class World(NamedTuple):
+    server: Server
+    cookies: dict[str, str]
+    conversations: Iterator[dict[str, str]]  # each of the owner's, fresh
+    conversation_of_other: str
+
+    def cookie(self, person: str) -> str:
+        session = f"; sessionid={self.cookies[person]}" if person != NOBODY else ""
+        return f"csrftoken={CSRF}{session}"
+
+    def socket(self, person: str, conversation: str) -> ClientConnection:
+        return connect(
+            f"ws://127.0.0.1:{self.server.port}/ws/chat/{conversation}/",
+            additional_headers={"Cookie": self.cookie(person)},
+            origin=self.server.url,  # type: ignore[arg-type]
+        )
+
+
+@pytest.fixture(scope="module")
+def world(server: Server) -> World:
+    number = len(ROWS) + 2 * len(OPERATIONS)
+    done = server.manage("shell", "-v0", "-c", MAKE % {"admin": ADMIN, "number": number})
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    return World(server, made["cookies"], iter(made["conversations"]), made["conversation_of_other"])
+
+
+def named_patterns(patterns: list[Any], namespace: str = "") -> Iterator[tuple[str, URLPattern]]:
+    for pattern in patterns:
+        if isinstance(pattern, URLResolver):
+            yield from named_patterns(pattern.url_patterns, f"{pattern.namespace}:" if pattern.namespace else namespace)
+        else:
+            yield f"{namespace}{pattern.name}", pattern
+
+
+PATTERNS = dict(named_patterns(get_resolver().url_patterns))
+ADMIN_NAMES = sorted(name for name in PATTERNS if name.startswith("admin:"))
+
+
+def test_every_address_has_an_entry() -> None:
+    assert set(TABLE) == {name for name in PATTERNS if not name.startswith("admin:")}
+
+
+def test_every_operation_has_an_entry() -> None:
+    assert set(FRAMES) == set(OPERATIONS)
+
+
+def address(name: str, ids: dict[str, str]) -> str:
+    known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
+    if name == "v1:unknown":
+        return "/v1/nothing"
+    return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})
+
+
+def status(world: World, person: str, method: str, path: str, form: dict[str, str]) -> int:
+    headers = {"Cookie": world.cookie(person), "X-CSRFToken": CSRF}
+    headers["Content-Type"] = "application/x-www-form-urlencoded"
+    body = "&".join(f"{key}={value}" for key, value in form.items())
+    with closing(http.client.HTTPConnection("127.0.0.1", world.server.port, timeout=30)) as browser:
+        browser.request(method, path, body or None, headers)
+        return browser.getresponse().status
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=[f"{row.method} {name}" for name, row in ROWS])
+def test_an_address_answers_each_as_it_should(world: World, name: str, row: Row) -> None:
+    ids = next(world.conversations)
+    form = {key: value.format(**ids) for key, value in row.form.items()}
+    got = {person: status(world, person, row.method, address(name, ids), form) for person in PEOPLE}
+    assert got == {NOBODY: row.nobody, OTHER: row.other, BOSS: row.boss, OWNER: row.owner}
+
+
+@pytest.mark.parametrize("name", ADMIN_NAMES)
+def test_the_admin_pages_are_for_admins(world: World, name: str) -> None:
+    pattern = PATTERNS[name].pattern
+    path = "/admin/nothing" if name == "admin:None" else _filled(name, pattern)
+    got = {person: status(world, person, "GET", path, {}) for person in PEOPLE}
+    boss = got.pop(BOSS)
+    assert boss in (200, 301, 302, 400, 403, 404, 405)
+    assert set(got.values()) <= {302, 403, 404}, got
+
+
+def _filled(name: str, pattern: Any) -> str:
+    given = {"app_label": "gateway", "object_id": "1", "id": "1", "content_type_id": "1", "url": "nothing"}
+    return reverse(name, kwargs={key: given[key] for key in pattern.regex.groupindex})
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_is_the_owners_alone(world: World, operation: str) -> None:
+    ids = next(world.conversations)
+    assert answer(world, NOBODY, ids["id"], operation, ids) == CLOSE_SIGNED_OUT
+    assert answer(world, OTHER, ids["id"], operation, ids) == CLOSE_NOT_FOUND
+    assert answer(world, BOSS, ids["id"], operation, ids) == CLOSE_NOT_FOUND
+    if expected := FRAMES[operation][1]:
+        assert answer(world, OWNER, ids["id"], operation, ids) == expected
+
+
+@pytest.mark.parametrize("operation", [name for name, (frame, _) in FRAMES.items() if "message" in frame])
+def test_an_operation_cannot_reach_into_a_foreign_conversation(world: World, operation: str) -> None:
+    ids = next(world.conversations)
+    assert answer(world, OTHER, world.conversation_of_other, operation, ids) == "error"
+
+
+def answer(world: World, person: str, conversation: str, operation: str, ids: dict[str, str]) -> str | int:
+    """The type of the first frame that answers, or the code the socket is closed with."""
+    frame = {key: value.format(**ids) for key, value in FRAMES[operation][0].items()}
+    with world.socket(person, conversation) as socket:
+        try:
+            socket.send(json.dumps({"type": operation, **frame}))
+            return str(json.loads(socket.recv(timeout=30))["type"])
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else 0
