@@ -7,17 +7,15 @@ and let run for moments.
 import os
 import re
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
+
+from tests.server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
 PROJECT = Path(__file__).parents[2]
@@ -31,34 +29,12 @@ if not CHROMIUM.exists() and not os.environ.get("CI"):
     pytest.skip("needs Chromium: apt install chromium", allow_module_level=True)
 
 
-class Site:
-    """`manage.py serve` in a directory of its own."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "manage.py", "serve"],
-            cwd=PROJECT,
-            env=os.environ | {"LOCALLLM_HOME": str(home), "PORT": str(port)},
-        )
-
-    def wait(self) -> None:
-        for _ in range(300):
-            if self.process.poll() is not None:
-                raise AssertionError(f"The server ended with {self.process.returncode}.")
-            try:
-                return urlopen(f"{self.url}/login/").close()
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError("The server did not answer within a minute.")
+class Site(Server):
+    """A server without an account yet, whose engine can be stopped and let run."""
 
     def worker(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return int(children[-1])
+        (pid,) = self.worker_pids
+        return pid
 
     def pause(self) -> None:
         os.kill(self.worker(), signal.SIGSTOP)
@@ -78,13 +54,8 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    site = Site(tmp_path_factory.mktemp("home"))
-    try:
-        site.wait()
+    with Site(tmp_path_factory.mktemp("home"), DJANGO_SUPERUSER_USERNAME="", DJANGO_SUPERUSER_PASSWORD="") as site:
         yield site
-    finally:
-        site.process.terminate()
-        site.process.wait(20)
 
 
 @pytest.fixture(scope="module")
