@@ -13,6 +13,7 @@ from collections import deque
 from localllm.inference.engine.runner import Runner, Sample
 from localllm.inference.engine.scheduler import Scheduler, Slice
 from localllm.inference.engine.sequence import Sequence
+from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError, QueueFull
 from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Started, Waiting
 
@@ -31,6 +32,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
         self._prefill_rate = 0.0  # tokens per second, of the last large prefill
+        self._spinning = Spinning(runner.num_threads)
 
     # Called from any thread
 
@@ -58,10 +60,13 @@ class Engine:
     def _receive(self) -> None:
         """Take in what has arrived; sleep only when there is nothing to compute."""
         while True:
+            is_idle = self._scheduler.is_idle
             try:
-                seq = self._inbox.get(block=self._scheduler.is_idle)
+                seq = self._inbox.get(block=is_idle)
             except queue.Empty:
                 return
+            if is_idle:
+                self._spinning.rest()
             if seq is not None:
                 self._accept(seq)
 
@@ -125,6 +130,7 @@ class Engine:
         self.step_started_at = started = time.monotonic()
         samples = self._runner.run(slices)
         self.step_started_at = None
+        self._spinning.observe()
         num_tokens = sum(piece.count for piece in slices)
         if num_tokens >= MIN_PREFILL_TOKENS:
             self._prefill_rate = num_tokens / (time.monotonic() - started)

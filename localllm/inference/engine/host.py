@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from localllm.inference.engine import wire
+from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
 from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo
@@ -299,6 +299,8 @@ def child_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in CHILD_ENVIRONMENT or name.startswith(CHILD_PREFIXES)
     }
+    if not any(name.startswith(("OMP_", "GOMP_")) for name in kept):
+        kept |= spinning.ENVIRONMENT
     # Without the last one ggml may start a debugger when an assertion fails.
     return {**kept, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", "GGML_NO_BACKTRACE": "1"}
 

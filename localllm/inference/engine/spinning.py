@@ -1,0 +1,117 @@
+"""How llama.cpp's threads wait for each other: by spinning while the CPUs are theirs, else by sleeping.
+
+Spinning at OpenMP's barriers is fastest on a quiet machine. As soon as another program wants the same
+CPUs, a spinning thread keeps the one it waits for from running, and decoding becomes ten to a hundred
+times slower (docs/benchmarks.md, "neighbours"). libgomp's two counts are fixed when it is loaded, but it
+spins by the second one, "throttled", whenever it manages more threads than there are CPUs. So the worker
+is started with a throttled count of zero (`ENVIRONMENT`), and a few idle threads more or less switch it.
+Source: libgomp's wait.h, do_spin(), and env.c. Without libgomp or the kernel's schedstat it does nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Spin as long as libgomp does by default; "passive" makes the throttled count zero.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
+
+OBSERVE_EVERY_S = 0.25
+CROWDED_SHARE = 0.10  # of the time, threads that could run wait for a CPU: somebody else has it
+QUIET_SHARE = 0.02
+QUIET_FOR_S = 2.0  # before it spins again: a neighbour that comes and goes costs more than sleeping does
+
+
+class Spinning:
+    """Call `observe` now and then from the thread that computes."""
+
+    def __init__(
+        self,
+        num_threads: int,
+        *,
+        queued_s: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_crowded = False
+        self._num_threads = num_threads
+        self._queued_s = queued_s or _queued_s
+        self._clock = clock
+        self._crowd = _Crowd()
+        self._seen_at, self._seen_s = clock(), self._queued_s()
+        self._quiet_since: float | None = None
+
+    def observe(self) -> None:
+        """Look how long this process's threads stood in line for a CPU, and switch if need be."""
+        now = self._clock()
+        elapsed_s = now - self._seen_at
+        if self._num_threads < 2 or elapsed_s < OBSERVE_EVERY_S:
+            return
+        queued_s = self._queued_s()
+        share = (queued_s - self._seen_s) / elapsed_s / self._num_threads
+        self._seen_at, self._seen_s = now, queued_s
+        if share > CROWDED_SHARE:
+            self._quiet_since = None
+            self._switch(True)
+        elif share > QUIET_SHARE:
+            self._quiet_since = None
+        else:
+            self._quiet_since = self._quiet_since or now
+            if now - self._quiet_since >= QUIET_FOR_S:
+                self._switch(False)
+
+    def rest(self) -> None:
+        """Nothing is computed for a while: what happens meanwhile says nothing."""
+        self._seen_at, self._seen_s = self._clock(), self._queued_s()
+
+    def _switch(self, is_crowded: bool) -> None:
+        if is_crowded != self.is_crowded:
+            self.is_crowded = is_crowded
+            self._crowd.gather() if is_crowded else self._crowd.disperse()
+
+
+class _Crowd:
+    """Idle OpenMP threads, enough of them that libgomp believes the CPUs are oversubscribed."""
+
+    def __init__(self) -> None:
+        try:
+            self._gomp: ctypes.CDLL | None = ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            self._gomp = None
+        self._nothing = ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL) does nothing
+        self._may_go: threading.Event | None = None
+        self._keeper: threading.Thread | None = None
+
+    def gather(self) -> None:
+        if self._gomp is None or self._keeper is not None:
+            return
+        self._may_go, are_here = threading.Event(), threading.Event()
+        self._keeper = threading.Thread(target=self._keep, args=(are_here,), name="crowd", daemon=True)
+        self._keeper.start()
+        are_here.wait()
+
+    def disperse(self) -> None:
+        if self._keeper is not None and self._may_go is not None:
+            self._may_go.set()
+            self._keeper.join()  # its team of threads ends with it
+            self._keeper = None
+
+    def _keep(self, are_here: threading.Event) -> None:
+        assert self._gomp is not None and self._may_go is not None
+        self._gomp.GOMP_parallel(self._nothing, None, (os.cpu_count() or 1) + 1, 0)
+        are_here.set()
+        self._may_go.wait()
+
+
+def _queued_s() -> float:
+    """Seconds that the threads of this process were ready to run and had no CPU, since they began."""
+    total_ns = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total_ns += int(path.read_text().split()[1])
+        except (OSError, IndexError, ValueError):
+            continue  # a thread that has just ended
+    return total_ns / 1e9

@@ -1,0 +1,98 @@
+"""When the worker's threads spin and when they sleep. Time and the kernel's account are scripted."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from localllm.inference.engine.spinning import ENVIRONMENT, Spinning
+
+ROOT = Path(__file__).parents[2]
+
+
+class Machine:
+    """A clock, and how long the process's threads have stood in line for a CPU."""
+
+    def __init__(self, num_threads=2):
+        self.now, self.queued_s = 0.0, 0.0
+        self.spinning = Spinning(num_threads, queued_s=lambda: self.queued_s, clock=lambda: self.now)
+
+    def pass_time(self, seconds, share):
+        """Let steps of a quarter second pass in which each of two threads waits for that share of it."""
+        for _ in range(round(seconds / 0.25)):
+            self.now += 0.25
+            self.queued_s += 0.25 * 2 * share
+            self.spinning.observe()
+
+
+def test_it_spins_on_a_quiet_machine():
+    machine = Machine()
+    machine.pass_time(10, share=0.01)
+    assert not machine.spinning.is_crowded
+
+
+def test_it_sleeps_as_soon_as_a_neighbour_takes_the_cpus():
+    machine = Machine()
+    machine.pass_time(0.25, share=0.5)
+    assert machine.spinning.is_crowded
+
+
+def test_it_spins_again_after_the_neighbour_has_been_away_for_a_while():
+    machine = Machine()
+    machine.pass_time(1, share=0.5)
+    machine.pass_time(1, share=0.0)
+    assert machine.spinning.is_crowded
+    machine.pass_time(2, share=0.0)
+    assert not machine.spinning.is_crowded
+
+
+def test_a_neighbour_that_comes_and_goes_keeps_it_asleep():
+    machine = Machine()
+    for _ in range(5):
+        machine.pass_time(0.5, share=0.5)
+        machine.pass_time(1, share=0.0)
+    assert machine.spinning.is_crowded
+
+
+def test_what_happens_while_nothing_is_computed_says_nothing():
+    machine = Machine()
+    machine.now, machine.queued_s = 100.0, 50.0
+    machine.spinning.rest()
+    machine.pass_time(1, share=0.0)
+    assert not machine.spinning.is_crowded
+
+
+def test_one_thread_waits_for_nobody():
+    machine = Machine(num_threads=1)
+    machine.pass_time(5, share=0.9)
+    assert not machine.spinning.is_crowded
+
+
+SWITCH = """
+import threading
+from localllm.inference.engine.spinning import _Crowd
+import os
+crowd = _Crowd()
+count = lambda: len(os.listdir("/proc/self/task"))
+before = count()
+crowd.gather()
+gathered = count()
+crowd.disperse()
+for _ in range(100):
+    if count() == before: break
+    threading.Event().wait(0.02)
+print(gathered - before > os.cpu_count(), count() == before)
+"""
+
+
+def test_the_crowd_really_gathers_and_disperses():
+    """In a process of its own, with the environment that the worker has."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWITCH],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "True"]
