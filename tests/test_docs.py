@@ -22,7 +22,9 @@ def test_every_command_is_documented(name):
     assert f"`manage.py {name}" in SETTINGS_PAGE
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")) + [ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda page: page.name
+)
 def test_links_between_the_pages_lead_somewhere(page):
     targets = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
