@@ -21,8 +21,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 PROJECT = Path(__file__).parents[2]
 SHOTS = PROJECT / "var/build/screenshots"
 NAME, PASSWORD = "maya", "a-long-password-7"
-# Every token is as likely as any other, the one that ends the answer too.
-RAMBLING = "UPDATE chat_conversation SET temperature = 99, top_p = 1, top_k = 0, min_p = 0, max_tokens = 700"
+# Every token is as likely as any other; with this seed the one that ends the answer does not come.
+RAMBLING = "UPDATE chat_conversation SET temperature = 99, top_p = 1, top_k = 0, min_p = 0, max_tokens = 700, seed = 1"
 MOMENT_S = 0.01
 
 if not CHROMIUM.exists() and not os.environ.get("CI"):
