@@ -105,6 +105,8 @@ class Engine:
                 self._finish(seq, "cancelled")
 
     def _admit(self) -> None:
+        if not self._scheduler.waiting:
+            return
         for admission in self._scheduler.admit():
             seq = admission.seq
             seq.num_computed = self._runner.reuse(admission.slot, admission.source, admission.num_reused)

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,7 +66,7 @@ class EngineHost:
         self._pending: dict[int, Pending] = {}
         self._changed = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
         self._last_heard = 0.0
         self._was_ready = False
 
@@ -185,27 +185,21 @@ class EngineHost:
                 process_group=0,
             )  # fmt: skip
         self.pid, self.fraction, self.error, self._was_ready = process.pid, 0.0, "", False
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        loop = asyncio.get_running_loop()
+        self._transport, connection = await loop.create_connection(lambda: _Connection(self._receive), sock=ours)
         self._send(wire.Load(str(self.path), self.settings))
         self._last_heard = time.monotonic()
         watchdog = asyncio.create_task(self._watch(process))
         try:
-            await self._read(reader)
+            await connection.is_over
         finally:
             watchdog.cancel()
-            self._writer.close()
-            self._writer = None
+            self._transport.close()
+            self._transport = None
             _kill(process)
             code = await process.wait()
             self.pid = None
             self._bury(code)
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        unframer = wire.Unframer()
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1 << 16):
-                for body in unframer.feed(data):
-                    self._receive(wire.from_worker.decode(body))
 
     def _receive(self, message: wire.FromWorker) -> None:
         self._last_heard = time.monotonic()
@@ -246,8 +240,8 @@ class EngineHost:
             pending.inbox.put_nowait(error)
 
     def _send(self, message: wire.ToWorker) -> None:
-        if self._writer is not None:
-            self._writer.write(wire.frame(message))
+        if self._transport is not None:
+            self._transport.write(wire.frame(message))
 
     # When it goes wrong
 
@@ -290,6 +284,23 @@ class EngineHost:
         pending, self._pending = self._pending, {}
         for request in pending.values():
             request.inbox.put_nowait(error)
+
+
+class _Connection(asyncio.Protocol):
+    """The worker's end of the talk, message by message. A stream reader would cost a turn of the loop for each."""
+
+    def __init__(self, receive: Callable[[wire.FromWorker], None]) -> None:
+        self.is_over = asyncio.get_running_loop().create_future()
+        self._receive = receive
+        self._unframer = wire.Unframer()
+
+    def data_received(self, data: bytes) -> None:
+        for body in self._unframer.feed(data):
+            self._receive(wire.from_worker.decode(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.is_over.done():
+            self.is_over.set_result(None)
 
 
 def child_environment() -> dict[str, str]:

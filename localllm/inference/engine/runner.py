@@ -33,7 +33,6 @@ ROPE_TYPES = {
 }
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
-TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +62,6 @@ class Runner:
         self._open_context(settings)
         self._pieces: list[bytes | None] = [None] * self.vocab_size
         self._batch = _Batch(settings.n_batch)
-        self._candidates = np.zeros(self.vocab_size, TOKEN_DATA)
-        self._ids = np.arange(self.vocab_size, dtype=np.int32)
         self._num_swa = llama.llama_model_n_swa(self._model)
 
     def _load_model(self, path: Path, settings: EngineSettings, on_progress: Callable[[float], None]) -> None:
@@ -259,31 +256,18 @@ class Runner:
         code = llama.llama_decode(self._context, self._batch.struct)
         if code:
             raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
-        return [
-            None if row is None else self._sample(piece, self.logits(row))
-            for piece, row in zip(slices, rows, strict=True)
-        ]
+        return [None if row is None else self._sample(piece, row) for piece, row in zip(slices, rows, strict=True)]
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Raw logits, shape (vocab_size,), of one row of the last batch. Valid until the next `run`."""
         pointer = llama.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
 
-    def _sample(self, piece: Slice, logits: npt.NDArray[np.float32]) -> Sample:
-        self._candidates["id"] = self._ids
-        self._candidates["logit"] = logits
-        array = llama.llama_token_data_array(
-            data=self._candidates.ctypes.data_as(llama.llama_token_data_p),
-            size=self.vocab_size,
-            selected=-1,
-            sorted=False,
-        )
-        sampler = piece.seq.sampler
-        llama.llama_sampler_apply(sampler, ctypes.byref(array))
-        token = int(self._candidates["id"][array.selected])
-        llama.llama_sampler_accept(sampler, token)
+    def _sample(self, piece: Slice, row: int) -> Sample:
+        # llama.cpp fills the candidates itself: by way of numpy it took twice as long with cold caches.
+        token = int(llama.llama_sampler_sample(piece.seq.sampler, self._context, row))
         count = piece.seq.params.num_logprobs
-        return Sample(token, None if count is None else self._logprob(token, logits, count))
+        return Sample(token, None if count is None else self._logprob(token, self.logits(row), count))
 
     def _logprob(self, token: int, logits: npt.NDArray[np.float32], count: int) -> TokenLogprob:
         exact = logits.astype(np.float64)
@@ -325,10 +309,13 @@ class _Batch:
         end = 0
         for piece in slices:
             seq, start, end = piece.seq, end, end + piece.count
-            self._token[start:end] = seq.tokens[seq.num_computed : seq.num_computed + piece.count]
-            self._pos[start:end] = np.arange(seq.num_computed, seq.num_computed + piece.count)
-            self._seq_id[start:end] = 0 if seq.slot is None else seq.slot
-            self._logits[start:end] = 0
+            first = seq.num_computed
+            # One token, as in nearly every step of a running answer, is written without slices.
+            at = start if piece.count == 1 else slice(start, end)
+            self._token[at] = seq.tokens[first] if piece.count == 1 else seq.tokens[first : first + piece.count]
+            self._pos[at] = first if piece.count == 1 else np.arange(first, first + piece.count)
+            self._seq_id[at] = 0 if seq.slot is None else seq.slot
+            self._logits[at] = 0
             if piece.samples:
                 self._logits[end - 1] = 1
             rows.append(end - 1 if piece.samples else None)

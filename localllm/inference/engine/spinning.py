@@ -21,9 +21,10 @@ from pathlib import Path
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
 
 OBSERVE_EVERY_S = 0.25
-CROWDED_SHARE = 0.10  # of the time, threads that could run wait for a CPU: somebody else has it
-QUIET_SHARE = 0.02
-QUIET_FOR_S = 2.0  # before it spins again: a neighbour that comes and goes costs more than sleeping does
+CROWDED_SHARE = 0.10  # of the time, threads that could run stand in line for a CPU: somebody else has it
+# While they sleep, their waiting says little of how they would fare spinning: it is tried now and then,
+# for one observation, and more rarely each time that it fails.
+FIRST_TRY_S, LAST_TRY_S = 2.0, 32.0
 
 
 class Spinning:
@@ -42,7 +43,8 @@ class Spinning:
         self._clock = clock
         self._crowd = _Crowd()
         self._seen_at, self._seen_s = clock(), self._queued_s()
-        self._quiet_since: float | None = None
+        self._try_at = 0.0
+        self._try_after_s = FIRST_TRY_S
 
     def observe(self) -> None:
         """Look how long this process's threads stood in line for a CPU, and switch if need be."""
@@ -53,24 +55,23 @@ class Spinning:
         queued_s = self._queued_s()
         share = (queued_s - self._seen_s) / elapsed_s / self._num_threads
         self._seen_at, self._seen_s = now, queued_s
-        if share > CROWDED_SHARE:
-            self._quiet_since = None
-            self._switch(True)
-        elif share > QUIET_SHARE:
-            self._quiet_since = None
-        else:
-            self._quiet_since = self._quiet_since or now
-            if now - self._quiet_since >= QUIET_FOR_S:
+        if self.is_crowded:
+            if now >= self._try_at:
                 self._switch(False)
+        elif share > CROWDED_SHARE:
+            self._switch(True)
+            self._try_at = now + self._try_after_s
+            self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
+        else:
+            self._try_after_s = FIRST_TRY_S
 
     def rest(self) -> None:
         """Nothing is computed for a while: what happens meanwhile says nothing."""
         self._seen_at, self._seen_s = self._clock(), self._queued_s()
 
     def _switch(self, is_crowded: bool) -> None:
-        if is_crowded != self.is_crowded:
-            self.is_crowded = is_crowded
-            self._crowd.gather() if is_crowded else self._crowd.disperse()
+        self.is_crowded = is_crowded
+        self._crowd.gather() if is_crowded else self._crowd.disperse()
 
 
 class _Crowd:

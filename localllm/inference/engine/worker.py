@@ -1,8 +1,8 @@
 """The worker process: one model, one engine, one socket to the web process, and nothing else.
 
 It holds no database and no secrets, opens no connection, and ends when its socket closes or its parent
-dies. Threads: the main thread is the engine's; one reads the socket, one renders and tokenizes, one
-writes. Started by host.py as `python -m localllm.inference.engine.worker FD`.
+dies. Threads: the main thread is the engine's; one reads the socket, one renders and tokenizes.
+Started by host.py as `python -m localllm.inference.engine.worker FD`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Worker:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._unframer = wire.Unframer()
-        self._outbox: queue.SimpleQueue[wire.FromWorker] = queue.SimpleQueue()
+        self._sending = threading.Lock()
         self._requests: queue.SimpleQueue[wire.Submit | wire.Count] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
@@ -43,7 +43,6 @@ class Worker:
 
     def main(self) -> None:
         load = self._first_message()
-        _start(self._write, "writer")
         try:
             self._runner = Runner(Path(load.path), load.settings, self._tell_progress)
             info = self._runner.info
@@ -51,7 +50,7 @@ class Worker:
                 info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens
             )
         except ModelRefused as exc:
-            self._connection.sendall(wire.frame(wire.Refused(str(exc))))
+            self._send(wire.Refused(str(exc)))
             return
         self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
         self._engine = Engine(
@@ -100,15 +99,11 @@ class Worker:
                         self._send(wire.Pong(None if started is None else time.monotonic() - started))
 
     def _send(self, message: wire.FromWorker) -> None:
-        self._outbox.put(message)
-
-    def _write(self) -> None:
-        while True:
-            frames = [wire.frame(self._outbox.get())]
-            while not self._outbox.empty():
-                frames.append(wire.frame(self._outbox.get()))
+        """From any thread. A thread of its own for writing would take a core from the decoding ones."""
+        frame = wire.frame(message)
+        with self._sending:
             try:
-                self._connection.sendall(b"".join(frames))
+                self._connection.sendall(frame)
             except OSError:
                 os._exit(0)
 
