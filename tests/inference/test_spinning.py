@@ -32,10 +32,18 @@ def test_it_spins_on_a_quiet_machine():
     assert not machine.spinning.is_crowded
 
 
-def test_it_sleeps_as_soon_as_a_neighbour_takes_the_cpus():
+def test_it_sleeps_when_a_neighbour_takes_the_cpus():
     machine = Machine()
-    machine.pass_time(0.25, share=0.5)
+    machine.pass_time(0.5, share=0.5)
     assert machine.spinning.is_crowded
+
+
+def test_a_short_burst_changes_nothing():
+    machine = Machine()
+    for _ in range(5):
+        machine.pass_time(0.25, share=0.5)
+        machine.pass_time(0.25, share=0.0)
+    assert not machine.spinning.is_crowded
 
 
 def test_it_spins_again_when_the_neighbour_has_gone():

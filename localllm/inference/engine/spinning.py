@@ -21,10 +21,11 @@ from pathlib import Path
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
 
 OBSERVE_EVERY_S = 0.25
-CROWDED_SHARE = 0.10  # of the time, threads that could run stand in line for a CPU: somebody else has it
+CROWDED_SHARE = 0.15  # of the time, threads that could run stand in line for a CPU: somebody else has it
+NUM_CROWDED = 2  # observations in a row: a short burst is over before sleeping would pay
 # While they sleep, their waiting says little of how they would fare spinning: it is tried now and then,
 # for one observation, and more rarely each time that it fails.
-FIRST_TRY_S, LAST_TRY_S = 2.0, 32.0
+FIRST_TRY_S, LAST_TRY_S = 1.0, 32.0
 
 
 class Spinning:
@@ -43,6 +44,7 @@ class Spinning:
         self._clock = clock
         self._crowd = _Crowd()
         self._seen_at, self._seen_s = clock(), self._queued_s()
+        self._num_crowded = 0
         self._try_at = 0.0
         self._try_after_s = FIRST_TRY_S
 
@@ -58,12 +60,15 @@ class Spinning:
         if self.is_crowded:
             if now >= self._try_at:
                 self._switch(False)
-        elif share > CROWDED_SHARE:
-            self._switch(True)
-            self._try_at = now + self._try_after_s
-            self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
+                self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
+        elif share <= CROWDED_SHARE:
+            self._num_crowded, self._try_after_s = 0, FIRST_TRY_S
         else:
-            self._try_after_s = FIRST_TRY_S
+            self._num_crowded += 1
+            if self._num_crowded >= NUM_CROWDED:
+                self._switch(True)
+                self._try_at = now + self._try_after_s
+                self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
 
     def rest(self) -> None:
         """Nothing is computed for a while: what happens meanwhile says nothing."""
