@@ -39,5 +39,5 @@ def finish_stamped(self: Engine, seq: Sequence, reason: FinishReason) -> None:
 
 
 if __name__ == "__main__":
-    Runner._sample, Engine._finish = sample_stamped, finish_stamped  # type: ignore[method-assign]
+    Runner._sample, Engine._finish = sample_stamped, finish_stamped  # type: ignore[assignment, method-assign]
     run(int(sys.argv[1]), int(sys.argv[2]))
