@@ -19,7 +19,8 @@ from typing import Any
 import llama_cpp as llama
 import numpy as np
 
-from localllm.inference.engine.constraint import ConstraintError, Grammar, Vocabulary
+from localllm.inference.engine.constraint import Grammar, Vocabulary
+from localllm.inference.errors import ConstraintError
 from localllm.inference.json_schema.checking import check, in_schema_order
 from localllm.inference.json_schema.compiler import SchemaCompiler
 from localllm.inference.json_schema.document import Document

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localllm.inference.engine.constraint import Constraint, ConstraintError, Grammar, Grammars, Vocabulary
+from localllm.inference.engine.constraint import Constraint, Grammar, Grammars, Vocabulary
+from localllm.inference.errors import ConstraintError
 from localllm.inference.json_schema.document import Document
 from localllm.inference.json_schema.grammar import compile_schema
 from localllm.inference.json_schema.validator import Validator

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
-from localllm.inference.errors import ProviderError
+from localllm.inference.errors import ConstraintError
 
 Ids = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -33,13 +33,6 @@ GROWTH, MARGIN, MAX_MARGIN = 4, 64, 512
 MAX_ENDING = 32_768
 COMPILE_EFFORT, EFFORT = 40_000, 2_000  # steps spent in looking for an ending
 WALKS = 12  # attempts at a text that fits a pattern
-
-
-class ConstraintError(ProviderError):
-    """The grammar cannot be decoded by; asking again is no use."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, permanent=True)
 
 
 class Vocabulary:
@@ -163,7 +156,8 @@ class Grammar:
         if ending is None:
             raise ConstraintError(
                 "No document was found that satisfies this schema: it may ask for something endless, or "
-                "contradict itself. Loosen what it requires."
+                "contradict itself. Loosen what it requires.",
+                "unsatisfiable",
             )
         self.min_tokens = len(ending)
         self.shortest = b"".join(vocabulary.pieces[token] for token in ending).decode("utf-8", "replace")
@@ -185,7 +179,8 @@ class Grammar:
         if budget < self.min_tokens:
             raise ConstraintError(
                 f"max_tokens is {budget}, but the shortest answer to this schema takes {self.min_tokens} tokens. "
-                f"Ask for at least {self.min_tokens}."
+                f"Ask for at least {self.min_tokens}.",
+                "truncated",
             )
         return Constraint(self, budget, after)
 
@@ -341,7 +336,7 @@ class Constraint:
         """End the answer now, in as few tokens as were found."""
         ending = self._ending if self._ending is not None else self._find_ending(max(0, self._remaining))
         if ending is None:
-            raise ConstraintError("The answer cannot be ended within its budget.")
+            raise ConstraintError("The answer cannot be ended within its budget.", "truncated")
         self._matcher.consume_tokens(ending)
         self._remember(ending)
         self.is_done = self.is_closed = True

@@ -11,7 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from localllm.inference.engine.constraint import ConstraintError, Grammars, Vocabulary
+from localllm.inference.engine.constraint import Grammars, Vocabulary
+from localllm.inference.errors import ConstraintError
 from localllm.inference.json_schema.algebra import Algebra, Plain, TooMuchWork
 from localllm.inference.json_schema.compiler import SchemaCompiler
 from localllm.inference.json_schema.document import Document, Json

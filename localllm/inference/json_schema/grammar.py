@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 from llguidance import LLMatcher
 
-from localllm.inference.engine.constraint import ConstraintError, Grammar, Vocabulary
+from localllm.inference.engine.constraint import Grammar, Vocabulary
+from localllm.inference.errors import ConstraintError
 from localllm.inference.json_schema import patterns
 from localllm.inference.json_schema.algebra import REFERENCE, children
 from localllm.inference.json_schema.document import Document
