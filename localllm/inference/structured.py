@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from localllm.inference.errors import ProviderError
+from localllm.inference.errors import ConstraintError, ProviderError
 from localllm.inference.json_schema.document import Document, Json, pointer
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.grammar import CompiledSchema
@@ -93,10 +93,13 @@ async def structured(
     for number in range(1, max_attempts + 1):
         yield Attempt(number)
         answer = _Answer()
-        async with aclosing(ask(msgspec.structs.replace(request, messages=messages))) as events:
-            async for event in events:
-                answer.note(event)
-                yield event
+        try:
+            async with aclosing(ask(msgspec.structs.replace(request, messages=messages))) as events:
+                async for event in events:
+                    answer.note(event)
+                    yield event
+        except ConstraintError as exc:
+            raise StructuredError(str(exc), exc.kind) from exc
         usage = _sum(usage, answer.usage)
         judged = _judge(request.prefix + answer.text, validator)
         if judged.is_valid:
@@ -257,9 +260,11 @@ def refused(error: SchemaRefused) -> StructuredError:
 # What the model is told
 
 
-def instruct(messages: tuple[Message, ...], schema_text: str) -> tuple[Message, ...]:
+def instruct(messages: tuple[Message, ...], schema_text: str, about: str = "") -> tuple[Message, ...]:
     """The conversation with the schema in its system message: a constraint alone says too little."""
     told = f"Answer with JSON only, by this JSON Schema:\n{sketch(schema_text)}"
+    if about:
+        told = f"{about}\n{told}"
     if messages and messages[0].role == "system":
         return (Message("system", f"{messages[0].content}\n\n{told}"), *messages[1:])
     return (Message("system", told), *messages)
