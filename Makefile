@@ -2,7 +2,7 @@
 # What was built lies in .venv/ and var/; a name with a checksum in it says what it was built from.
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fix chaos bench lock clean
+.PHONY: help env run test lint fix chaos bench bench-structured lock clean
 
 PYTHON ?= python3
 UV ?= uv
@@ -22,6 +22,7 @@ help:
 	@echo "make lint    ruff and mypy alone;  make fix: let ruff mend what it can"
 	@echo "make chaos   kill the server a hundred times in the middle of replies"
 	@echo "make bench   measure the engine against llama.cpp's own programs"
+	@echo "make bench-structured SCHEMAS=FILE.jsonl    measure structured output on these schemas"
 	@echo "make lock    renew requirements*.txt from pyproject.toml (needs uv)"
 	@echo "make clean   remove everything that was built; conversations and models stay"
 	@echo "GPU=cuda before any of them builds llama.cpp for an NVIDIA card."
@@ -48,6 +49,10 @@ chaos: $(ENV) $(DEV)
 
 bench: $(ENV) $(DEV)
 	.venv/bin/python -m tests.bench
+
+bench-structured: $(ENV) $(DEV)
+	@test -n "$(SCHEMAS)" || { echo "Name a file: make bench-structured SCHEMAS=FILE.jsonl"; exit 2; }
+	.venv/bin/python -m tests.bench.structured $(SCHEMAS)
 
 $(ENV):
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("Python " + v + \

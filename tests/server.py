@@ -78,7 +78,8 @@ class Server:
     def worker_pids(self) -> list[int]:
         """The engine's processes that this life has now."""
         tasks = Path(f"/proc/{self.pid}/task")
-        return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+        children = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+        return [pid for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""

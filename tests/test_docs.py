@@ -30,7 +30,7 @@ def test_links_between_the_pages_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lint", "fix", "bench", "chaos"])
+@pytest.mark.parametrize("target", ["run", "test", "lint", "fix", "bench", "bench-structured", "chaos"])
 def test_the_makefile_has_the_targets_that_the_docs_name(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -4,11 +4,16 @@ InferenceError
 ├── ModelRefused      a file that will never serve, with the reason
 └── ProviderError     no answer, or no more of it; `permanent` means that asking again is no use
     ├── ContextOverflow  the prompt, or prompt and answer, are longer than the window
+    ├── ConstraintError  the answer cannot be decoded by its schema; `kind` says in what way
     ├── QueueFull     come back after `retry_after_s`
     └── EngineDied    the worker ended under a running request; the text so far may be continued
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+ConstraintKind = Literal["truncated", "unsatisfiable", "unsupported"]
 
 
 class InferenceError(Exception):
@@ -32,6 +37,14 @@ class ContextOverflow(ProviderError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, permanent=True)
+
+
+class ConstraintError(ProviderError):
+    """The answer cannot be decoded by its schema: too little room, nothing that fits, or too costly."""
+
+    def __init__(self, message: str, kind: ConstraintKind = "unsupported") -> None:
+        super().__init__(message, permanent=True)
+        self.kind = kind
 
 
 class QueueFull(ProviderError):

@@ -33,18 +33,31 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     num_logprobs: int | None = None  # alternatives per token; 0: only the chosen token's own
 
 
+class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """JSON by a schema: `schema` for providers that read it, the rest for the engine that decodes by it.
+
+    `digest` names the grammar; `examples` are texts that fit its patterns.
+    """
+
+    schema: str
+    digest: str
+    grammar: str
+    examples: tuple[str, ...] = ()
+
+
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation to be answered.
 
     `prefix` is the beginning of the answer when it is to be continued. `owner` says whose request it
     is: the queue is fair between owners, and only one owner's own prompts share a cache beyond the
-    tokens before the first user message.
+    tokens before the first user message. With `response_format` the answer is decoded by its schema.
     """
 
     messages: tuple[Message, ...]
     params: SamplingParams = SamplingParams()
     prefix: str = ""
     owner: str = ""
+    response_format: ResponseFormat | None = None
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -172,7 +172,8 @@ def test_parameters_that_change_nothing_are_allowed(client: OpenAI) -> None:
     [
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop"),
         ({"extra_body": {"best_of": 3}}, "best_of"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

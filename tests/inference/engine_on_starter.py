@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localllm.inference.engine.constraint import Constraint, Grammar
 from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ProviderError
+from localllm.inference.json_schema.grammar import compile_schema
 from localllm.inference.types import Chunk, Event, Finished, SamplingParams, TokenLogprob, Waiting
 
 STARTER = Path(__file__).parents[2] / "localllm/gateway/data/starter.gguf"
@@ -59,7 +62,15 @@ class StarterEngine:
         self.scheduler = self.engine._scheduler
         self.last: Sequence | None = None
 
-    def ask(self, text: str, *, owner: str = "alice", seed: int = 1, **params: object) -> Reader:
+    def ask(
+        self,
+        text: str,
+        *,
+        owner: str = "alice",
+        seed: int = 1,
+        constraint: Constraint | None = None,
+        **params: object,
+    ) -> Reader:
         """Put a request in the line; nothing is computed before `step` or `run`."""
         reader = Reader()
         sampling = SamplingParams(**{"temperature": 0.0, "max_tokens": 80, **params})  # type: ignore[arg-type]
@@ -72,9 +83,19 @@ class StarterEngine:
             reader.events.append,
             owner,
             num_shared=len(self.runner.tokenize(head, special=True)),
+            constraint=constraint,
         )
         self.engine._accept(self.last)
         return reader
+
+    def constraint(self, schema: object, budget: int) -> Constraint:
+        compiled = compile_schema(json.dumps(schema))
+        return Grammar(compiled.grammar, self.runner.vocabulary, compiled.examples).start(budget)
+
+    def ask_json(self, schema: object, *, max_tokens: int = 80, seed: int = 1, **params: object) -> Reader:
+        """Ask for a document of `schema`, in a conversation of its own."""
+        constraint = self.constraint(schema, max_tokens)
+        return self.ask(prompt("Who are you?"), seed=seed, max_tokens=max_tokens, constraint=constraint, **params)
 
     def step(self, count: int = 1) -> None:
         for _ in range(count):

@@ -22,7 +22,7 @@ def computed(scheduler, *seqs):
         scheduler.add(seq)
         admitted(scheduler)
         for piece in scheduler.schedule():
-            scheduler.advance(piece, 0)
+            scheduler.advance(piece, [0])
         scheduler.finish(seq)
 
 
@@ -58,7 +58,7 @@ def test_prompts_get_little_of_a_step_while_others_decode_and_all_of_it_alone():
     answer = sequence([1])
     scheduler.add(answer)
     admitted(scheduler)
-    scheduler.advance(scheduler.schedule()[0], 5)
+    scheduler.advance(scheduler.schedule()[0], [5])
     prompt = sequence(range(1000), owner="bob")
     scheduler.add(prompt)
     admitted(scheduler)

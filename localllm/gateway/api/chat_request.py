@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from localllm.gateway.api.errors import ApiError
+from localllm.gateway.api.response_format import ResponseFormat, TextFormat
 from localllm.gateway.models import LanguageModel
 from localllm.inference.types import ChatRequest, Message, SamplingParams
 
@@ -22,7 +23,6 @@ NEUTRAL: dict[str, object] = {
     "n": 1,
     "store": False,
     "service_tier": "auto",
-    "response_format": {"type": "text"},
     "modalities": ["text"],
 }
 # Parameters whose every value changes nothing here.
@@ -77,6 +77,7 @@ class ChatCompletionBody(_Strict):
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     seed: Annotated[int | None, Field(ge=0, lt=1 << 32)] = None
     stop: str | list[str] | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     stream: bool | None = None
@@ -99,6 +100,8 @@ class ChatCompletionBody(_Strict):
             _refuse_lone_surrogates(message.text, f"messages[{number}].content")
         for text in _as_list(self.stop):
             _refuse_lone_surrogates(text, "stop")
+        if self.stop and not isinstance(self.response_format, TextFormat | None):
+            raise _refusal("stop", "it would cut the JSON that response_format asks for; leave it out")
         if self.stream_options is not None:
             _refuse_unknown(self.stream_options, "stream_options.")
             if not self.stream:

@@ -13,26 +13,39 @@ from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
 from localllm.inference.errors import ContextOverflow, ProviderError, QueueFull
+from localllm.inference.json_schema.errors import SchemaRefused
+from localllm.inference.structured import StructuredError
 
 log = logging.getLogger(__name__)
+
+MAX_VIOLATIONS = 20
 
 
 class ApiError(Exception):
     """What a client did wrong, or what this server cannot do."""
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry_after_s: float = 0
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float = 0,
+        details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.details = details  # what OpenAI's shape has no place for
 
     @property
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error if self.details is None else error | {"localllm": self.details}}
 
     def response(self) -> JsonResponse:
         response = JsonResponse(self.body, status=self.status)
@@ -55,12 +68,29 @@ def no_key() -> ApiError:
 
 def from_provider(exc: ProviderError, *, is_loaded: bool) -> ApiError:
     """`is_loaded` says whether the model runs: then what it permanently refuses is the request's fault."""
+    if isinstance(exc, StructuredError):
+        return from_structured(exc)
     if isinstance(exc, QueueFull):
         return ApiError(503, str(exc), code="queue_full", retry_after_s=exc.retry_after_s)
     if exc.permanent and is_loaded:
         code = "context_length_exceeded" if isinstance(exc, ContextOverflow) else "invalid_prompt"
         return ApiError(400, str(exc), code=code, param="messages")
     return ApiError(503, str(exc), code="model_unavailable")
+
+
+def from_structured(exc: StructuredError) -> ApiError:
+    """422 where no attempt was valid: to a 5xx OpenAI's clients would send the same request thrice again."""
+    status = 422 if exc.kind == "invalid_after_retries" else 400
+    param = "max_tokens" if exc.kind == "truncated" else "response_format"
+    details = {
+        "candidate": exc.candidate,
+        "violations": [{"path": each.path, "message": each.message} for each in exc.violations[:MAX_VIOLATIONS]],
+    }
+    return ApiError(status, str(exc), code=exc.kind, param=param, details=details)
+
+
+def from_refused_schema(exc: SchemaRefused, param: str) -> ApiError:
+    return ApiError(400, str(exc), code=exc.kind, param=param, details={"path": exc.path, "keyword": exc.keyword})
 
 
 def handle_all(api: NinjaAPI) -> None:

@@ -22,12 +22,13 @@ from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
 from localllm.gateway import completions, database
-from localllm.gateway.api import errors, sse
+from localllm.gateway.api import errors, response_format, sse
 from localllm.gateway.api.chat_request import ChatCompletionBody
 from localllm.gateway.api.errors import ApiError
 from localllm.gateway.models import ApiKey, LanguageModel
 from localllm.gateway.providers import local
 from localllm.inference.errors import ProviderError
+from localllm.inference.structured import StructuredResult
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, TokenLogprob, Usage
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody)
     model = await _find_model(body.model)
     asker = completions.Asker(source="api", user=key.user, api_key=key)
     asked = body.to_request(model, owner=f"user:{key.user_id}")
-    answer = Answer(model)
+    answer = Answer(model, wanted=await response_format.wanted(body.response_format), is_streamed=bool(body.stream))
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return await _stream(answer, asked, asker, with_usage)
@@ -129,20 +130,31 @@ class Answer:
     text: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     wants_logprobs: bool = False
+    wanted: response_format.Wanted | None = None
+    is_streamed: bool = False
+    result: StructuredResult | None = None
     finished: Finished | None = None
 
     async def events(self, asked: ChatRequest, asker: completions.Asker) -> AsyncGenerator[Event, None]:
         """What the door says, its errors in this API's words."""
         self.wants_logprobs = asked.params.num_logprobs is not None
         try:
-            async with aclosing(completions.stream(asked, self.model, asker)) as events:
+            async with aclosing(self._ask(asked, asker)) as events:
                 async for event in events:
+                    if isinstance(event, StructuredResult):
+                        self.result = event
+                        continue
                     if isinstance(event, Finished):
                         self.finished = event
                     yield event
         except ProviderError as exc:
             is_loaded = local.loaded(self.model.local()) is not None
             raise errors.from_provider(exc, is_loaded=is_loaded) from exc
+
+    def _ask(self, asked: ChatRequest, asker: completions.Asker) -> AsyncGenerator[Event | StructuredResult]:
+        if self.wanted is None:
+            return cast(AsyncGenerator[Event | StructuredResult], completions.stream(asked, self.model, asker))
+        return response_format.events(asked, self.wanted, self.model, asker, as_written=self.is_streamed)
 
     async def collect(self, asked: ChatRequest, asker: completions.Asker) -> None:
         async with aclosing(self.events(asked, asker)) as events:
@@ -215,7 +227,19 @@ class Answer:
                 "queue_s": round(usage.queue_s, 4),
                 "ttft_s": round(usage.ttft_s, 4),
                 "tokens_per_s": _tokens_per_s(usage),
+                **self._guarantee(),
             },
+        }
+
+    def _guarantee(self) -> dict[str, Any]:
+        """How the data was made to satisfy its schema."""
+        if self.result is None:
+            return {}
+        return {
+            "guarantee": self.result.guarantee,
+            "unenforced": [{"path": note.path, "keyword": note.keyword} for note in self.result.unenforced],
+            "attempts": self.result.attempts,
+            **({"closed": True} if self.result.finish_reason == "closed" else {}),
         }
 
 

@@ -96,7 +96,7 @@ class Engine:
             self._fail_running(exc)
             return
         for piece, sample in zip(slices, samples, strict=True):
-            self._scheduler.advance(piece, sample.token if sample else None)
+            self._scheduler.advance(piece, sample.tokens if sample else [])
             self._tell(piece.seq, sample)
 
     def _drop_cancelled(self) -> None:
@@ -111,13 +111,22 @@ class Engine:
             seq = admission.seq
             seq.num_computed = self._runner.reuse(admission.slot, admission.source, admission.num_reused)
             seq.num_reused = seq.num_computed
-            seq.sampler = self._runner.sampler(seq.params, seq.seed, seq.tokens)
             seq.started_at = time.monotonic()
             seq.emit(Started(tuple(seq.tokens), seq.num_reused))
+            self._begin(seq)
         for place, seq in enumerate(self._scheduler.line(), start=1):
             if place != seq.place:
                 seq.place = place
                 seq.emit(Waiting(place, self._wait_s(place)))
+
+    def _begin(self, seq: Sequence) -> None:
+        """What a constraint forces at the beginning is told before anything is computed."""
+        forced = seq.constraint.start() if seq.constraint else []
+        seq.tokens += forced
+        seq.sampler = self._runner.sampler(seq.params, seq.seed, seq.tokens)
+        if seq.constraint and (forced or seq.constraint.is_done):
+            is_asked = seq.params.num_logprobs is not None
+            self._say(seq, Sample(forced, self._runner.certain(forced) if is_asked else ()))
 
     def _wait_s(self, place: int) -> float | None:
         if not self._service_s:
@@ -143,16 +152,31 @@ class Engine:
         if sample is None:
             seq.emit(Prefill(seq.num_computed, seq.num_prompt_tokens))
             return
+        if sample.error is not None:
+            self._release(seq)
+            seq.emit(sample.error)
+            return
+        self._say(seq, sample)
+
+    def _say(self, seq: Sequence, sample: Sample) -> None:
         seq.first_token_at = seq.first_token_at or time.monotonic()
-        is_end = self._runner.is_end(sample.token)
-        text = "" if is_end else seq.detokenizer.push(self._runner.piece(sample.token))
         # The token that ends the turn belongs to the record, not to the answer.
-        logprobs = (sample.logprob,) if sample.logprob and not is_end else ()
-        seq.emit(Chunk(text, (sample.token,), logprobs))
+        is_end = bool(sample.tokens) and self._ends(seq, sample.tokens[-1])
+        num_shown = len(sample.tokens) - is_end
+        text = "".join(seq.detokenizer.push(self._runner.piece(token)) for token in sample.tokens[:num_shown])
+        seq.emit(Chunk(text, tuple(sample.tokens), sample.logprobs[:num_shown]))
+        if reason := self._reason_to_finish(seq, is_end):
+            self._finish(seq, reason)
+
+    def _ends(self, seq: Sequence, token: int) -> bool:
+        return token in seq.constraint.vocabulary.end_ids if seq.constraint else self._runner.is_end(token)
+
+    def _reason_to_finish(self, seq: Sequence, is_end: bool) -> FinishReason | None:
+        if seq.constraint and seq.constraint.is_done:
+            return "closed" if seq.constraint.is_closed else "stop"
         if is_end or seq.detokenizer.is_stopped:
-            self._finish(seq, "stop")
-        elif seq.num_generated >= seq.max_tokens:
-            self._finish(seq, "length")
+            return "stop"
+        return "length" if seq.num_generated >= seq.max_tokens else None
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         self._release(seq)

@@ -258,7 +258,7 @@ def _decode(runner: Runner, path: Path) -> float:
         if sample is None or math.isnan(runner.logits(-1).max()):
             raise ModelRefused(f"{path.name} cannot be used: its weights compute to no number. Download it again.")
         seq.num_computed = len(seq.tokens)
-        seq.tokens.append(sample.token)
+        seq.tokens += sample.tokens
     return (NUM_DECODED - 1) / (time.monotonic() - started)
 
 

@@ -121,7 +121,7 @@ class Scheduler:
         budget = self.max_batch_tokens
         running = sorted(self.running, key=lambda seq: seq.num_pending)
         if max_prefill_tokens is not None and any(seq.is_decoding for seq in running):
-            num_decoding = sum(seq.is_decoding for seq in running)
+            num_decoding = sum(seq.num_pending for seq in running if seq.is_decoding)
             budget = min(budget, num_decoding + max_prefill_tokens)
         slices = []
         for seq in running:
@@ -130,10 +130,10 @@ class Scheduler:
                 budget -= count
         return slices
 
-    def advance(self, piece: Slice, token: int | None) -> None:
+    def advance(self, piece: Slice, tokens: list[int]) -> None:
+        """The slice is computed; `tokens` were chosen to follow it."""
         piece.seq.num_computed += piece.count
-        if token is not None:
-            piece.seq.tokens.append(token)
+        piece.seq.tokens += tokens
 
     def finish(self, seq: Sequence) -> None:
         """Take the sequence out. Its slot keeps what was computed, for the next turn."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from localllm.inference.engine.constraint import Constraint
 from localllm.inference.engine.detokenizer import Detokenizer
 from localllm.inference.errors import ProviderError
 from localllm.inference.types import Event, Finished, FinishReason, SamplingParams, Usage
@@ -29,6 +30,7 @@ class Sequence:
     emit: Emit
     owner: str = ""
     num_shared: int = 0
+    constraint: Constraint | None = None  # what the answer must be decoded by
     num_computed: int = 0  # how many of `tokens` are in the KV cache
     num_reused: int = 0
     slot: int | None = None  # llama.cpp's seq_id; None while waiting
@@ -47,7 +49,7 @@ class Sequence:
 
     @property
     def num_pending(self) -> int:
-        """Tokens that are not computed yet: one when decoding, many when new."""
+        """Tokens that are not computed yet: many when new; one when decoding, or more where some were forced."""
         return len(self.tokens) - self.num_computed
 
     @property
@@ -56,7 +58,7 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        return self.num_generated > 0
+        return self.num_computed >= self.num_prompt_tokens
 
     def finished(self, reason: FinishReason, window: int) -> Finished:
         """The closing event, with the account of what this request took."""

@@ -12,7 +12,14 @@ from typing import Literal
 import msgspec
 
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import ContextOverflow, InferenceError, ProviderError, QueueFull
+from localllm.inference.errors import (
+    ConstraintError,
+    ConstraintKind,
+    ContextOverflow,
+    InferenceError,
+    ProviderError,
+    QueueFull,
+)
 from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
 
 _LENGTH = struct.Struct("<I")
@@ -89,7 +96,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     message: str
-    kind: Literal["transient", "permanent", "overflow", "queue_full"]
+    kind: Literal["transient", "permanent", "overflow", "queue_full"] | ConstraintKind
     retry_after_s: float = 0.0
 
     @classmethod
@@ -99,6 +106,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
                 return cls(id, str(error), "queue_full", error.retry_after_s)
             case ContextOverflow():
                 return cls(id, str(error), "overflow")
+            case ConstraintError(kind=kind):
+                return cls(id, str(error), kind)
             case ProviderError(permanent=False):
                 return cls(id, str(error), "transient")
             case _:
@@ -111,6 +120,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
                 return QueueFull(self.message, retry_after_s=self.retry_after_s)
             case "overflow":
                 return ContextOverflow(self.message)
+            case "truncated" | "unsatisfiable" | "unsupported":
+                return ConstraintError(self.message, self.kind)
             case _:
                 return ProviderError(self.message, permanent=self.kind == "permanent")
 

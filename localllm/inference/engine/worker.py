@@ -20,6 +20,7 @@ from pathlib import Path
 
 from localllm.inference.engine import wire
 from localllm.inference.engine.chat_template import ChatTemplate
+from localllm.inference.engine.constraint import Constraint, Grammars
 from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
@@ -40,6 +41,7 @@ class Worker:
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
         self._percent_told = -1
+        self._grammars: Grammars | None = None  # made when the first schema comes
 
     def main(self) -> None:
         load = self._first_message()
@@ -135,14 +137,16 @@ class Worker:
     def _submit(self, id: int, request: ChatRequest) -> None:
         tokens, num_shared = self._tokenize(id, request.messages, request.prefix)
         seed = request.params.seed
+        max_tokens = self._max_tokens(len(tokens), request)
         seq = Sequence(
             tokens=tokens,
             params=request.params,
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
-            max_tokens=self._max_tokens(len(tokens), request),
+            max_tokens=max_tokens,
             emit=self._teller(id),
             owner=request.owner,
             num_shared=num_shared,
+            constraint=self._constraint(request, max_tokens),
         )
         with self._lock:
             self._sequences[id] = seq
@@ -150,6 +154,18 @@ class Worker:
                 self._cancelled.discard(id)
                 seq.cancelled = True
         self._engine.submit(seq)
+
+    def _constraint(self, request: ChatRequest, max_tokens: int) -> Constraint | None:
+        """What the answer is decoded by, brought to where the prefix ends."""
+        wanted = request.response_format
+        if wanted is None:
+            return None
+        self._grammars = self._grammars or Grammars(self._runner.vocabulary)
+        grammar = self._grammars.get(wanted.digest, wanted.grammar, wanted.examples)
+        written = grammar.vocabulary.tokenizer.tokenize_str(request.prefix)
+        constraint = grammar.start(max_tokens + len(written))
+        constraint.replay(written)
+        return constraint
 
     def _tokenize(self, id: int, messages: tuple[Message, ...], prefix: str) -> tuple[list[int], int]:
         """The prompt's token ids, and how many of them come before the first user message."""
