@@ -77,9 +77,9 @@ class Server:
     @property
     def worker_pids(self) -> list[int]:
         """The engine's processes that this life has now."""
-        tasks = Path(f"/proc/{self.pid}/task")
-        children = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-        return [pid for pid in children if b"engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        children = [int(pid) for task in tasks for pid in _read(task / "children").split()]
+        return [pid for pid in children if b"engine.worker" in _read(Path(f"/proc/{pid}/cmdline"))]
 
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""
@@ -138,6 +138,14 @@ class Server:
             assert self.process.poll() is None, f"The server ended with {self.process.returncode}:\n{self.log}"
             assert time.monotonic() < end, f"The server is not ready after {START_LIMIT_S} s:\n{self.log}"
             time.sleep(0.05)
+
+
+def _read(path: Path) -> bytes:
+    """A file of a thread or process, which may have ended since it was listed."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def manage(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
