@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ async def refusal(path: Path) -> str:
 
 
 def children() -> set[str]:
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 @pytest.fixture
