@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
+from collections.abc import Callable
 
 from localllm.inference.engine.runner import Runner, Sample
 from localllm.inference.engine.scheduler import Scheduler, Slice
@@ -23,10 +24,14 @@ MIN_PREFILL_TOKENS = 32
 
 
 class Engine:
-    def __init__(self, runner: Runner, *, max_batch_tokens: int, max_waiting: int) -> None:
+    def __init__(
+        self, runner: Runner, *, max_batch_tokens: int, max_waiting: int, flush: Callable[[], None] = lambda: None
+    ) -> None:
+        """`flush` is called after each step: what its events said may be sent in one piece."""
         self.num_steps = 0
         self.step_started_at: float | None = None  # monotonic; None between steps
         self._runner = runner
+        self._flush = flush
         self._max_waiting = max_waiting
         self._scheduler = Scheduler(runner.num_slots, max_batch_tokens)
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
@@ -50,6 +55,7 @@ class Engine:
         while True:
             self._receive()
             self.step()
+            self._flush()
 
     def warm_up(self) -> None:
         """Compute one token, so that the first user does not wait for pages and buffers."""

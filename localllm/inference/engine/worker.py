@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 from localllm.inference.engine import wire
@@ -36,6 +37,7 @@ class Worker:
         self._connection = connection
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
+        self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
         self._requests: queue.SimpleQueue[wire.Submit | wire.Count] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
@@ -54,9 +56,14 @@ class Worker:
         except ModelRefused as exc:
             self._send(wire.Refused(str(exc)))
             return
+        # Most conversations begin alike, and tokenizing takes a millisecond or two for each thousand characters.
+        self._tokenize_head = lru_cache(maxsize=64)(partial(self._runner.tokenize, special=True))
         self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
         self._engine = Engine(
-            self._runner, max_batch_tokens=load.settings.n_batch, max_waiting=load.settings.max_waiting
+            self._runner,
+            max_batch_tokens=load.settings.n_batch,
+            max_waiting=load.settings.max_waiting,
+            flush=self._flush,
         )
         self._engine.warm_up()
         _start(self._read, "reader")
@@ -102,10 +109,18 @@ class Worker:
 
     def _send(self, message: wire.FromWorker) -> None:
         """From any thread. A thread of its own for writing would take a core from the decoding ones."""
-        frame = wire.frame(message)
+        self._send_frames(wire.frame(message))
+
+    def _flush(self) -> None:
+        """The events of all sequences of one step go out together, and wake the web process once."""
+        if self._events:
+            frames, self._events = b"".join(self._events), []
+            self._send_frames(frames)
+
+    def _send_frames(self, frames: bytes) -> None:
         with self._sending:
             try:
-                self._connection.sendall(frame)
+                self._connection.sendall(frames)
             except OSError:
                 os._exit(0)
 
@@ -179,7 +194,7 @@ class Worker:
         num_bos = len(tokens)
         for text, is_trusted in rendered.segments:
             tokens += self._runner.tokenize(text, special=is_trusted)
-        head = self._runner.tokenize(rendered.head, special=True) if rendered.head else []
+        head = self._tokenize_head(rendered.head) if rendered.head else []
         # The head's last token may have merged with what follows it: count only those that are equal.
         return tokens, num_bos + common_prefix_len(head, tokens[num_bos:])
 
@@ -205,9 +220,9 @@ class Worker:
     def _teller(self, id: int) -> Emit:
         def tell(event: Event | ProviderError) -> None:
             if isinstance(event, ProviderError):
-                self._send(wire.Failed.of(id, event))
+                self._events.append(wire.frame(wire.Failed.of(id, event)))
             else:
-                self._send(wire.Told(id, event))
+                self._events.append(wire.frame(wire.Told(id, event)))
             if isinstance(event, ProviderError | Finished):
                 with self._lock:
                     self._sequences.pop(id, None)
