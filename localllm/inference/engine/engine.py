@@ -27,7 +27,7 @@ class Engine:
     def __init__(
         self, runner: Runner, *, max_batch_tokens: int, max_waiting: int, flush: Callable[[], None] = lambda: None
     ) -> None:
-        """`flush` is called after each step: what its events said may be sent in one piece."""
+        """`flush` is called when the events so far should be sent; those of one step go in one piece."""
         self.num_steps = 0
         self.step_started_at: float | None = None  # monotonic; None between steps
         self._runner = runner
@@ -93,6 +93,7 @@ class Engine:
     def step(self) -> None:
         self._drop_cancelled()
         self._admit()
+        self._flush()  # places in the line are told before the batch is computed, not after it
         slices = self._scheduler.schedule(self._max_prefill_tokens())
         if not slices:
             return
