@@ -28,17 +28,6 @@ ENDLESS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def key(server: Server) -> str:
-    return server.make_key()
-
-
-@pytest.fixture
-def client(server: Server, key: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
-        yield client
-
-
 def ask(client: OpenAI, **parameters: Any) -> ChatCompletion:
     return client.chat.completions.create(**{"model": "default", "messages": HELLO} | parameters)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
@@ -32,17 +31,6 @@ RELAXED: dict[str, Any] = {
     "properties": {"tags": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True, "maxItems": 50}},
     "required": ["tags"],
 }
-
-
-@pytest.fixture(scope="module")
-def key(server: Server) -> str:
-    return server.make_key()
-
-
-@pytest.fixture
-def client(server: Server, key: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
-        yield client
 
 
 def by(schema: Any, **more: Any) -> dict[str, Any]:
