@@ -14,6 +14,6 @@ def key(server: Server) -> str:
 
 
 @pytest.fixture
-def client(server: Server, key: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as client:
-        yield client
+def api(server: Server, key: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60) as api:
+        yield api

@@ -28,8 +28,8 @@ ENDLESS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def ask(client: OpenAI, **parameters: Any) -> ChatCompletion:
-    return client.chat.completions.create(**{"model": "default", "messages": HELLO} | parameters)
+def ask(api: OpenAI, **parameters: Any) -> ChatCompletion:
+    return api.chat.completions.create(**{"model": "default", "messages": HELLO} | parameters)
 
 
 def post(server: Server, key: str, body: bytes, path: str = "/v1/chat/completions") -> tuple[int, dict[str, Any]]:
@@ -54,21 +54,21 @@ def until(is_so: Callable[[], bool], limit_s: float = 20) -> bool:
 # Models
 
 
-def test_it_lists_the_models_with_the_default_first(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["default", "starter"]
+def test_it_lists_the_models_with_the_default_first(api: OpenAI) -> None:
+    assert [model.id for model in api.models.list()] == ["default", "starter"]
 
 
-def test_it_retrieves_a_model_by_name(client: OpenAI) -> None:
-    assert client.models.retrieve("starter").id == "starter"
+def test_it_retrieves_a_model_by_name(api: OpenAI) -> None:
+    assert api.models.retrieve("starter").id == "starter"
     with pytest.raises(openai.NotFoundError, match="starter"):
-        client.models.retrieve("gpt-5")
+        api.models.retrieve("gpt-5")
 
 
 # Answers
 
 
-def test_it_answers_with_usage_and_where_it_came_from(client: OpenAI) -> None:
-    answer = ask(client, temperature=0)
+def test_it_answers_with_usage_and_where_it_came_from(api: OpenAI) -> None:
+    answer = ask(api, temperature=0)
     assert answer.choices[0].finish_reason == "stop" and answer.model == "starter"
     assert answer.choices[0].message.role == "assistant" and answer.choices[0].message.content
     assert answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -76,77 +76,76 @@ def test_it_answers_with_usage_and_where_it_came_from(client: OpenAI) -> None:
     assert about["provider"] == "llama.cpp" and len(about["model_sha256"]) == 64 and answer.system_fingerprint
 
 
-def test_it_speaks_as_itself_when_no_system_prompt_is_sent(client: OpenAI) -> None:
-    assert "LocalLLM" in str(ask(client, temperature=0).choices[0].message.content)
+def test_it_speaks_as_itself_when_no_system_prompt_is_sent(api: OpenAI) -> None:
+    assert "LocalLLM" in str(ask(api, temperature=0).choices[0].message.content)
 
 
-def test_a_stream_says_the_same_as_one_answer(client: OpenAI) -> None:
-    whole = ask(client, temperature=0).choices[0].message.content
-    chunks = list(client.chat.completions.create(model="default", messages=HELLO, temperature=0, stream=True))
+def test_a_stream_says_the_same_as_one_answer(api: OpenAI) -> None:
+    whole = ask(api, temperature=0).choices[0].message.content
+    chunks = list(api.chat.completions.create(model="default", messages=HELLO, temperature=0, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
 
 
-def test_a_stream_ends_with_its_usage_when_asked(client: OpenAI) -> None:
-    *_, last = client.chat.completions.create(
+def test_a_stream_ends_with_its_usage_when_asked(api: OpenAI) -> None:
+    *_, last = api.chat.completions.create(
         model="default", messages=HELLO, max_tokens=5, stream=True, stream_options={"include_usage": True}
     )
     assert last.choices == [] and last.usage and last.usage.completion_tokens == 5
 
 
-def test_the_same_seed_says_the_same_thing(client: OpenAI) -> None:
+def test_the_same_seed_says_the_same_thing(api: OpenAI) -> None:
     # On a prompt of its own, so that the cache is cold only once: the prompt is computed the same way both times.
-    answers = {ask(client, seed=42, temperature=1).choices[0].message.content for _ in range(2)}
+    answers = {ask(api, seed=42, temperature=1).choices[0].message.content for _ in range(2)}
     assert len(answers) == 1
 
 
-def test_it_stops_at_a_stop_string_and_does_not_show_it(client: OpenAI) -> None:
-    whole = str(ask(client, temperature=0).choices[0].message.content)
+def test_it_stops_at_a_stop_string_and_does_not_show_it(api: OpenAI) -> None:
+    whole = str(ask(api, temperature=0).choices[0].message.content)
     stop = whole.split()[2]
-    cut = ask(client, temperature=0, stop=[stop]).choices[0]
+    cut = ask(api, temperature=0, stop=[stop]).choices[0]
     assert cut.message.content == whole.partition(stop)[0] and cut.finish_reason == "stop"
 
 
-def test_it_says_when_it_was_cut_by_max_tokens(client: OpenAI) -> None:
-    answer = ask(client, max_completion_tokens=3)
+def test_it_says_when_it_was_cut_by_max_tokens(api: OpenAI) -> None:
+    answer = ask(api, max_completion_tokens=3)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage and answer.usage.completion_tokens == 3
 
 
-def test_it_tells_the_probabilities_of_tokens(client: OpenAI) -> None:
-    answer = ask(client, temperature=0, logprobs=True, top_logprobs=3, max_tokens=4).choices[0]
+def test_it_tells_the_probabilities_of_tokens(api: OpenAI) -> None:
+    answer = ask(api, temperature=0, logprobs=True, top_logprobs=3, max_tokens=4).choices[0]
     assert answer.logprobs and answer.logprobs.content and len(answer.logprobs.content) == 4
     for token in answer.logprobs.content:
         assert len(token.top_logprobs) == 3 and token.logprob == token.top_logprobs[0].logprob <= 0
 
 
-def test_a_follow_up_reuses_what_is_computed(client: OpenAI) -> None:
-    first = ask(client, temperature=0)
+def test_a_follow_up_reuses_what_is_computed(api: OpenAI) -> None:
+    first = ask(api, temperature=0)
     turns = [*HELLO, {"role": "assistant", "content": first.choices[0].message.content}]
-    usage = ask(client, messages=[*turns, {"role": "user", "content": "Thanks."}], max_tokens=2).usage
+    usage = ask(api, messages=[*turns, {"role": "user", "content": "Thanks."}], max_tokens=2).usage
     assert usage and usage.prompt_tokens_details
     assert (usage.prompt_tokens_details.cached_tokens or 0) >= first.usage.prompt_tokens  # type: ignore[union-attr]
 
 
-def test_it_takes_text_in_parts(client: OpenAI) -> None:
+def test_it_takes_text_in_parts(api: OpenAI) -> None:
     parts = [{"type": "text", "text": "Who are"}, {"type": "text", "text": " you?"}]
     whole, split = (
-        ask(client, messages=[{"role": "user", "content": content}], temperature=0)
-        for content in ("Who are you?", parts)
+        ask(api, messages=[{"role": "user", "content": content}], temperature=0) for content in ("Who are you?", parts)
     )
     assert whole.choices[0].message.content == split.choices[0].message.content
 
 
-def test_ten_requests_at_once_on_one_key_are_all_answered(client: OpenAI) -> None:
+def test_ten_requests_at_once_on_one_key_are_all_answered(api: OpenAI) -> None:
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda _: ask(client, max_tokens=8), range(10)))
+        answers = list(pool.map(lambda _: ask(api, max_tokens=8), range(10)))
     assert all(answer.usage and answer.usage.completion_tokens for answer in answers)
 
 
-def test_parameters_that_change_nothing_are_allowed(client: OpenAI) -> None:
+def test_parameters_that_change_nothing_are_allowed(api: OpenAI) -> None:
     answer = ask(
-        client, max_tokens=1, n=1, user="u", metadata={"a": "b"}, store=False, logit_bias={}, tools=[],
+        api, max_tokens=1, n=1, user="u", metadata={"a": "b"}, store=False, logit_bias={}, tools=[],
         frequency_penalty=0, presence_penalty=0, response_format={"type": "text"}, service_tier="auto",
         extra_body={"top_k": 5, "min_p": 0.1, "repeat_penalty": 1.1, "something": None},
     )  # fmt: skip
@@ -185,22 +184,22 @@ def test_it_refuses_what_it_would_have_to_ignore_and_names_it(
     assert answer["error"]["param"] == param and param in answer["error"]["message"]
 
 
-def test_it_refuses_images(client: OpenAI) -> None:
+def test_it_refuses_images(api: OpenAI) -> None:
     image: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
     with pytest.raises(openai.BadRequestError, match="text only"):
-        ask(client, messages=[{"role": "user", "content": [image]}])
+        ask(api, messages=[{"role": "user", "content": [image]}])
 
 
 @pytest.mark.parametrize("messages", [[{"role": "user", "content": "word " * 5000}], HELLO])
-def test_it_refuses_what_does_not_fit_the_context(client: OpenAI, messages: Any) -> None:
+def test_it_refuses_what_does_not_fit_the_context(api: OpenAI, messages: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, messages=messages, max_tokens=1020)
+        ask(api, messages=messages, max_tokens=1020)
     assert caught.value.code == "context_length_exceeded" and "1024" in caught.value.message
 
 
-def test_a_stream_that_does_not_fit_is_refused_before_it_begins(client: OpenAI) -> None:
+def test_a_stream_that_does_not_fit_is_refused_before_it_begins(api: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="1024"):
-        client.chat.completions.create(model="default", messages=HELLO, max_tokens=1024, stream=True)
+        api.chat.completions.create(model="default", messages=HELLO, max_tokens=1024, stream=True)
 
 
 @pytest.mark.parametrize("key", ["sk-wrong", "", "Bearer"])
@@ -216,9 +215,9 @@ def test_a_cookie_is_no_key(server: Server) -> None:
         assert connection.getresponse().status == 401
 
 
-def test_an_unknown_model_is_named_with_those_there_are(client: OpenAI) -> None:
+def test_an_unknown_model_is_named_with_those_there_are(api: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="starter") as caught:
-        ask(client, model="gpt-5")
+        ask(api, model="gpt-5")
     assert caught.value.code == "model_not_found"
 
 
@@ -281,14 +280,14 @@ def frozen(server: Server) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_clients_that_come_and_go_leave_no_slot_taken(server: Server, key: str, client: OpenAI) -> None:
+def test_clients_that_come_and_go_leave_no_slot_taken(server: Server, key: str, api: OpenAI) -> None:
     for connection in [connect(server, key, {"stream": True} | ENDLESS) for _ in range(12)]:
         connection.close()
-    assert ask(client, max_tokens=2).choices
+    assert ask(api, max_tokens=2).choices
 
 
-def test_every_answer_is_in_the_usage_log(server: Server, client: OpenAI) -> None:
+def test_every_answer_is_in_the_usage_log(server: Server, api: OpenAI) -> None:
     count = "source = 'api' AND finish_reason = 'length' AND completion_tokens = 3 AND api_key_id IS NOT NULL"
     before = usage_rows(server, count)
-    ask(client, max_tokens=3, temperature=0)
+    ask(api, max_tokens=3, temperature=0)
     assert until(lambda: usage_rows(server, count) == before + 1)

@@ -37,9 +37,9 @@ def by(schema: Any, **more: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
 
 
-def ask(client: OpenAI, schema: Any, *, strict: bool = False, **parameters: Any) -> Any:
+def ask(api: OpenAI, schema: Any, *, strict: bool = False, **parameters: Any) -> Any:
     asked = {"model": "default", "messages": HELLO, "max_tokens": 200, "response_format": by(schema, strict=strict)}
-    return client.chat.completions.create(**asked | parameters)
+    return api.chat.completions.create(**asked | parameters)
 
 
 def is_valid(schema: Any, text: str | None) -> bool:
@@ -47,16 +47,16 @@ def is_valid(schema: Any, text: str | None) -> bool:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_it_answers_by_the_schema_and_says_how_that_was_made_sure(client: OpenAI, strict: bool) -> None:
-    answer = ask(client, PERSON, strict=strict, **WILD)
+def test_it_answers_by_the_schema_and_says_how_that_was_made_sure(api: OpenAI, strict: bool) -> None:
+    answer = ask(api, PERSON, strict=strict, **WILD)
     assert is_valid(PERSON, answer.choices[0].message.content) and answer.choices[0].finish_reason == "stop"
     about = answer.model_extra["localllm"]
     assert (about["guarantee"], about["unenforced"], about["attempts"]) == ("constrained", [], 1)
 
 
-def test_json_object_is_any_object(client: OpenAI) -> None:
+def test_json_object_is_any_object(api: OpenAI) -> None:
     for seed in range(3):
-        answer = ask(client, None, response_format={"type": "json_object"}, seed=seed, max_tokens=60, **WILD)
+        answer = ask(api, None, response_format={"type": "json_object"}, seed=seed, max_tokens=60, **WILD)
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
 
 
@@ -71,61 +71,61 @@ class Plan(BaseModel):
     note: str | None
 
 
-def test_it_is_parsed_into_a_pydantic_model(client: OpenAI) -> None:
+def test_it_is_parsed_into_a_pydantic_model(api: OpenAI) -> None:
     for seed in range(3):
-        answer = client.chat.completions.parse(
+        answer = api.chat.completions.parse(
             model="default", messages=HELLO, response_format=Plan, max_tokens=120, seed=seed, **WILD
         )
         assert isinstance(answer.choices[0].message.parsed, Plan)
 
 
-def test_a_stream_is_parsed_into_a_pydantic_model(client: OpenAI) -> None:
+def test_a_stream_is_parsed_into_a_pydantic_model(api: OpenAI) -> None:
     asked: dict[str, Any] = {"model": "default", "messages": HELLO, "max_tokens": 120, **WILD}
-    with client.chat.completions.stream(response_format=Plan, **asked) as stream:
+    with api.chat.completions.stream(response_format=Plan, **asked) as stream:
         deltas = [event for event in stream if event.type == "content.delta"]
         parsed = stream.get_final_completion().choices[0].message.parsed
     assert isinstance(parsed, Plan) and len(deltas) > 2
 
 
-def test_it_closes_the_document_at_max_tokens_and_says_so(client: OpenAI) -> None:
+def test_it_closes_the_document_at_max_tokens_and_says_so(api: OpenAI) -> None:
     schema = {"type": "array", "items": {"type": "integer", "minimum": 100}, "minItems": 20}
-    answers = [ask(client, schema, max_tokens=120, seed=seed, **WILD) for seed in range(4)]
+    answers = [ask(api, schema, max_tokens=120, seed=seed, **WILD) for seed in range(4)]
     for answer in answers:
         assert is_valid(schema, answer.choices[0].message.content)
         assert answer.choices[0].finish_reason == "stop" and answer.usage.completion_tokens <= 120
     assert any(answer.model_extra["localllm"].get("closed") for answer in answers)
 
 
-def test_a_fully_enforced_schema_streams_as_it_is_written(client: OpenAI) -> None:
-    chunks = list(ask(client, PERSON, stream=True, **WILD))
+def test_a_fully_enforced_schema_streams_as_it_is_written(api: OpenAI) -> None:
+    chunks = list(ask(api, PERSON, stream=True, **WILD))
     texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert is_valid(PERSON, "".join(texts)) and len(texts) > 2
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert chunks[-1].model_extra["localllm"]["guarantee"] == "constrained"
 
 
-def test_what_is_checked_afterwards_is_held_back_until_it_is_valid(client: OpenAI) -> None:
-    chunks = list(ask(client, RELAXED, stream=True, **WILD))
+def test_what_is_checked_afterwards_is_held_back_until_it_is_valid(api: OpenAI) -> None:
+    chunks = list(ask(api, RELAXED, stream=True, **WILD))
     texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices[0].delta.content]
     assert len(texts) == 1 and is_valid(RELAXED, texts[0])
     about = chunks[-1].model_extra["localllm"]
     assert about["guarantee"] in ("validated", "repaired") and about["unenforced"]
 
 
-def test_every_attempt_is_in_the_usage_log(server: Server, client: OpenAI) -> None:
+def test_every_attempt_is_in_the_usage_log(server: Server, api: OpenAI) -> None:
     where = "source = 'api' AND finish_reason IN ('stop', 'closed') AND completion_tokens > 0"
     before = usage_rows(server, where)
-    attempts = ask(client, PERSON).model_extra["localllm"]["attempts"]
+    attempts = ask(api, PERSON).model_extra["localllm"]["attempts"]
     assert until(lambda: usage_rows(server, where) == before + attempts)
 
 
 # What cannot be
 
 
-def test_max_tokens_below_the_shortest_answer_is_refused_with_the_number(client: OpenAI) -> None:
+def test_max_tokens_below_the_shortest_answer_is_refused_with_the_number(api: OpenAI) -> None:
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError, match="at least") as caught:
-            ask(client, PERSON, max_tokens=4, stream=stream)
+            ask(api, PERSON, max_tokens=4, stream=stream)
         assert caught.value.code == "truncated" and caught.value.param == "max_tokens"
 
 
@@ -139,9 +139,9 @@ def test_max_tokens_below_the_shortest_answer_is_refused_with_the_number(client:
     ],
     ids=str,
 )
-def test_a_schema_that_nothing_satisfies_is_refused(client: OpenAI, schema: Any) -> None:
+def test_a_schema_that_nothing_satisfies_is_refused(api: OpenAI, schema: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, schema)
+        ask(api, schema)
     assert caught.value.code == "unsatisfiable"
 
 
@@ -161,9 +161,9 @@ def test_a_schema_that_cannot_be_used_is_refused_by_path_and_keyword(
     assert error["localllm"]["path"].startswith(path.rpartition("/")[0]) and error["localllm"]["keyword"] == keyword
 
 
-def test_strict_refuses_what_is_only_checked_afterwards(client: OpenAI) -> None:
+def test_strict_refuses_what_is_only_checked_afterwards(api: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
-        ask(client, RELAXED, strict=True)
+        ask(api, RELAXED, strict=True)
     assert caught.value.code == "unsupported"
     assert caught.value.body["localllm"]["path"].startswith("/properties/tags")  # type: ignore[index]
 
@@ -183,18 +183,18 @@ def test_half_a_surrogate_pair_in_a_schema_is_refused(server: Server, key: str) 
     assert status == 400 and "surrogate" in answer["error"]["message"]
 
 
-def test_an_answer_survives_the_end_of_the_engine(server: Server, client: OpenAI) -> None:
+def test_an_answer_survives_the_end_of_the_engine(server: Server, api: OpenAI) -> None:
     schema = {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer"}}}, "minItems": 30}
     texts: list[str] = []
-    for chunk in ask(client, schema, stream=True, max_tokens=600, **WILD):
+    for chunk in ask(api, schema, stream=True, max_tokens=600, **WILD):
         texts.append(chunk.choices[0].delta.content or "")
         if len(texts) == 8:
             os.kill(server.worker_pids[0], signal.SIGKILL)
     assert is_valid(schema, "".join(texts))
 
 
-def test_the_schema_and_what_is_said_of_it_reach_the_model(server: Server, client: OpenAI) -> None:
-    plain = ask(client, PERSON).usage.prompt_tokens
+def test_the_schema_and_what_is_said_of_it_reach_the_model(server: Server, api: OpenAI) -> None:
+    plain = ask(api, PERSON).usage.prompt_tokens
     about = {"name": "person", "description": "A person who is named in the text."}
-    told = ask(client, PERSON, response_format=by(PERSON) | {"json_schema": {"schema": PERSON, **about}})
+    told = ask(api, PERSON, response_format=by(PERSON) | {"json_schema": {"schema": PERSON, **about}})
     assert told.usage.prompt_tokens > plain + 8
