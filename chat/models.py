@@ -54,6 +54,7 @@ class Conversation(models.Model):
 
     # Empty means: as the model has it
     model = models.ForeignKey(LanguageModel, null=True, blank=True, on_delete=models.SET_NULL)
+    schema = models.ForeignKey("schemas_app.Schema", null=True, blank=True, on_delete=models.SET_NULL)
     system_prompt = models.TextField(blank=True)
     temperature = models.FloatField(null=True, blank=True)
     top_p = models.FloatField(null=True, blank=True)
@@ -227,6 +228,11 @@ class Message(models.Model):
     cid = models.CharField(max_length=64, null=True, help_text="The browser's id: resending is safe.")
     created_at = models.DateTimeField(default=timezone.now)
     error = models.TextField(blank=True)
+
+    # An answer by a schema: `text` is the JSON, `guarantee` how it was made valid (inference/structured.py)
+    schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
+    guarantee = models.JSONField(default=dict)
+    reasoning = models.TextField(blank=True, help_text="What a thinking model wrote before its answer.")
 
     # The account under an answer
     model_name = models.CharField(max_length=100, blank=True)

@@ -93,6 +93,7 @@ INSTALLED_APPS = [
     "channels",
     "django_htmx",
     "localllm.gateway",
+    "schemas_app",
     "chat",
 ]
 

@@ -11,6 +11,7 @@ from localllm.gateway.api.health import health
 
 urlpatterns = [
     path("", include("chat.urls")),
+    path("schemas/", include("schemas_app.urls")),
     path("setup/", views.SetupView.as_view(), name="setup"),
     path("login/", views.LoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),

@@ -40,6 +40,7 @@ class Asker:
     api_key: ApiKey | None = None
     conversation_id: UUID | None = None
     message_id: UUID | None = None
+    schema_version_id: UUID | None = None
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:

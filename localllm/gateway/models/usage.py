@@ -15,7 +15,9 @@ class UsageLog(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
-    source = models.CharField(max_length=16, choices=[("chat", "chat"), ("api", "API")])
+    source = models.CharField(
+        max_length=16, choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch")]
+    )
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
     conversation_id = models.UUIDField(null=True, db_index=True)
@@ -24,6 +26,7 @@ class UsageLog(models.Model):
     model = models.ForeignKey("gateway.LanguageModel", null=True, on_delete=models.SET_NULL)
     model_name = models.CharField(max_length=100)
     model_sha256 = models.CharField(max_length=64)
+    schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)
