@@ -1,16 +1,19 @@
 """One browser tab on one conversation. Parses frames, calls one thing, formats the answer.
 
 From the browser                             To the browser
-  send {cid, text}                             ack {cid, question, reply}      after the commit
-  edit {cid, message, text}                    changed {}                      fetch the messages again
-  regenerate {message}                         reset {message, html, tail, to} answers resume
+  send {cid, text, schema?}                    ack {cid, question, reply}      after the commit
+  edit {cid, message, text, schema?}           changed {}                      fetch the messages again
+  regenerate {message, schema?}                reset {message, html, tail, to} the whole state; answers resume
   continue {message}                           text {message, at, to, text}    append when `at` is the cursor
   stop {message}                               block {message, at, to, html}   replaces the tail from at to to
-  resume {message}                             status {message, ...}           queue place, loading, prefill
+  resume {message}                             reasoning {message, at, to, text}  append, or begin where `at` is 0
+                                               status {message, ...}           queue place, loading, prefill
                                                done {message, status}          fetch its final form
                                                error {cid?, message}           a sentence; nothing was changed
-A cursor is a code-point offset in the reply's text, opaque to the browser. The socket only reads: a
-reply belongs to the server, and a closed tab stops nothing.
+A cursor is a code-point offset in the reply's text, opaque to the browser. `schema` is the id of one, or null
+for an answer without; it holds for the messages to come. An answer by a schema comes in `reset` frames only:
+its form so far as html, at most every 120 ms, also after a draft that was not valid was thrown away.
+The socket only reads: a reply belongs to the server, and a closed tab stops nothing.
 """
 
 from __future__ import annotations
@@ -92,6 +95,13 @@ class ChatConsumer(AsyncWebsocketConsumer):
     def _conversation(self) -> Conversation:
         return self._owned().get()
 
+    def _asked(self, frame: dict[str, Any]) -> Conversation:
+        """The conversation, with the schema that the frame chooses."""
+        conversation = self._conversation()
+        if "schema" in frame:
+            conversation.choose_schema(_id(frame, "schema") if frame["schema"] else None)
+        return conversation
+
     def _message(self, id: UUID) -> Message:
         message = Message.objects.filter(pk=id, conversation__in=self._owned()).select_related("parent").first()
         if message is None:
@@ -102,17 +112,17 @@ class ChatConsumer(AsyncWebsocketConsumer):
 
     async def send_message(self, frame: dict[str, Any]) -> None:
         cid, text = _cid(frame), _text(frame)
-        question, reply = await database.write(lambda: self._conversation().send(cid, text))
+        question, reply = await database.write(lambda: self._asked(frame).send(cid, text))
         await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
 
     async def edit(self, frame: dict[str, Any]) -> None:
         cid, text, id = _cid(frame), _text(frame), _message_id(frame)
-        question, reply = await database.write(lambda: self._conversation().edit(cid, self._message(id), text))
+        question, reply = await database.write(lambda: self._asked(frame).edit(cid, self._message(id), text))
         await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
 
     async def regenerate(self, frame: dict[str, Any]) -> None:
         id = _message_id(frame)
-        reply = await database.write(lambda: self._conversation().regenerate(self._message(id)))
+        reply = await database.write(lambda: self._asked(frame).regenerate(self._message(id)))
         await self._begin(reply, {"type": "changed"})
 
     async def continue_reply(self, frame: dict[str, Any]) -> None:
@@ -190,7 +200,11 @@ def _text(frame: dict[str, Any]) -> str:
 
 
 def _message_id(frame: dict[str, Any]) -> UUID:
+    return _id(frame, "message")
+
+
+def _id(frame: dict[str, Any], key: str) -> UUID:
     try:
-        return UUID(frame.get("message"))
+        return UUID(frame.get(key))
     except (ValueError, TypeError, AttributeError):
-        raise FrameError("Expected the id of a message.") from None
+        raise FrameError(f"Expected the id of a {key}.") from None

@@ -25,9 +25,10 @@ SAMPLING: dict[str, tuple[float, float | None, str, str]] = {
 class NewChatForm(forms.Form):
     """The first message of a conversation."""
 
-    text = forms.CharField(strip=False)
+    text = forms.CharField(strip=False, error_messages={"required": "The message is empty. Write something first."})
     cid = forms.CharField(max_length=64)
     model = forms.ModelChoiceField(LanguageModel.objects.filter(is_enabled=True), to_field_name="name", required=False)
+    schema = forms.UUIDField(required=False, error_messages={"invalid": "This is no schema. Choose one, or none."})
 
 
 class RenameForm(forms.ModelForm):  # type: ignore[type-arg]

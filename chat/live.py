@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from django.db import OperationalError, transaction
+import msgspec
+from django.db import transaction
 
 from chat import markdown
 from chat.models import Conversation, Message
-from localllm.gateway import completions, database
+from localllm.gateway import completions, data_view, database, structured
 from localllm.gateway.models import LanguageModel
 from localllm.inference.errors import InferenceError
-from localllm.inference.types import Chunk, Event, Finished, Loading, Prefill, Usage, Waiting
+from localllm.inference.json_schema.errors import SchemaRefused
+from localllm.inference.json_schema.reading import dumps
+from localllm.inference.structured import Attempt, StructuredError, StructuredResult, refused
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, Prefill, Usage, Waiting
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.04
-RETRY_S = 1.0
+FORM_S = 0.12  # between two states of a form at least
+FORM_CHARS_PER_S = 200_000  # of HTML, to one reader
 Frame = dict[str, Any]
 
 
@@ -39,13 +45,28 @@ class Block:
     html: str
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one transaction adds to a reply. `is_anew`: its text takes the place of the text before."""
+
+    reply: LiveReply
+    text: str
+    reasoning: str
+    is_anew: bool
+
+
 @dataclass(eq=False, slots=True)
 class LiveReply:
-    """One reply while it is written. `text` is what is committed; `new` waits for the next tick."""
+    """One reply while it is written. `text` and `reasoning` are committed; what is new waits for the next tick."""
 
     message: Message
     text: str
-    new: str = ""
+    reasoning: str
+    new_text: str = ""
+    new_reasoning: str = ""
+    is_void: bool = False  # the text that is committed is to go
+    thinking_since: float | None = None
+    reasoning_ms: int | None = None
     model_name: str = ""
     blocks: list[Block] = field(default_factory=list)
     stage: Frame = field(default_factory=dict)  # what it waits for, before the first token
@@ -57,16 +78,52 @@ class LiveReply:
     def closed_to(self) -> int:
         return self.blocks[-1].to if self.blocks else 0
 
+    @property
+    def has_news(self) -> bool:
+        return bool(self.new_text or self.new_reasoning or self.is_void)
+
+    def add(self, chunk: Chunk) -> None:
+        self.new_text += chunk.text
+        self.new_reasoning += chunk.reasoning
+        if chunk.reasoning:
+            self.thinking_since = self.thinking_since or time.monotonic()
+            self.reasoning_ms = round((time.monotonic() - self.thinking_since) * 1000)
+
+    def pending(self) -> Piece:
+        return Piece(self, self.new_text, self.new_reasoning, self.is_void)
+
+    def take(self, piece: Piece) -> None:
+        """It is committed now."""
+        self.new_text = self.new_text[len(piece.text) :]
+        self.new_reasoning = self.new_reasoning[len(piece.reasoning) :]
+        self.text = piece.text if piece.is_anew else self.text + piece.text
+        self.reasoning += piece.reasoning
+        self.is_void = False
+
     def wake(self) -> None:
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
     def render(self) -> None:
-        """Render what has become a closed block since the last time."""
+        """Render what has become a closed block since the last time. A form is rendered for its readers."""
+        if self.message.is_structured:
+            return
         tail = self.text[self.closed_to :]
         if length := markdown.num_closed(tail):
             at = self.closed_to
             self.blocks.append(Block(at, at + length, markdown.render(tail[:length])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """All that is asked, as the rows have it."""
+
+    request: ChatRequest
+    model: LanguageModel
+    asker: completions.Asker
+    text: str  # as the user wrote it
+    schema_text: str | None
+    about: str
 
 
 _live: dict[UUID, LiveReply] = {}
@@ -80,7 +137,7 @@ async def start(message: Message) -> None:
     global _ticker
     if message.pk in _live or _is_draining:
         return  # at the next start it goes on
-    reply = _live[message.pk] = LiveReply(message, message.text)
+    reply = _live[message.pk] = LiveReply(message, message.text, message.reasoning)
     reply.render()
     reply.task = asyncio.create_task(_write(reply), name=f"reply {message.pk}")
     if _ticker is None or _ticker.done():
@@ -120,31 +177,67 @@ async def tail(message_id: UUID) -> AsyncGenerator[Frame]:
     if reply is None:
         yield {"type": "done", "message": str(message_id)}
         return
-    cursor, num_blocks = len(reply.text), len(reply.blocks)
+    view = _FormView(reply) if reply.message.is_structured else _TextView(reply)
     stage: Frame = {}
-    yield _frame(
-        reply,
-        "reset",
-        html="".join(block.html for block in reply.blocks),
-        tail=reply.text[reply.closed_to :],
-        to=cursor,
-    )
+    cursor = 0  # in the reasoning
     while True:
         changed = reply.changed
         if reply.stage and reply.stage != stage:
             stage = reply.stage
             yield _frame(reply, "status", **stage)
-        if cursor < len(reply.text):
-            at, cursor = cursor, len(reply.text)
-            yield _frame(reply, "text", at=at, to=cursor, text=reply.text[at:cursor])
-        while num_blocks < len(reply.blocks):
-            block = reply.blocks[num_blocks]
-            num_blocks += 1
-            yield _frame(reply, "block", at=block.at, to=block.to, html=block.html)
+        if cursor < len(reply.reasoning):
+            at, cursor = cursor, len(reply.reasoning)
+            yield _frame(reply, "reasoning", at=at, to=cursor, text=reply.reasoning[at:])
+        for frame in await view.news():
+            yield frame
         if reply.is_over:
             yield _frame(reply, "done")
             return
         await changed.wait()
+        await asyncio.sleep(view.pause_s)
+
+
+class _TextView:
+    """Markdown as one reader sees it: the state at first, then what came after the cursor."""
+
+    pause_s = 0.0
+
+    def __init__(self, reply: LiveReply) -> None:
+        self._reply = reply
+        self._cursor: int | None = None
+        self._num_blocks = 0
+
+    async def news(self) -> list[Frame]:
+        reply, frames = self._reply, []
+        if self._cursor is None:
+            self._cursor, self._num_blocks = len(reply.text), len(reply.blocks)
+            html = "".join(block.html for block in reply.blocks)
+            return [_frame(reply, "reset", html=html, tail=reply.text[reply.closed_to :], to=self._cursor)]
+        if self._cursor < len(reply.text):
+            at, self._cursor = self._cursor, len(reply.text)
+            frames.append(_frame(reply, "text", at=at, to=self._cursor, text=reply.text[at:]))
+        for block in reply.blocks[self._num_blocks :]:
+            frames.append(_frame(reply, "block", at=block.at, to=block.to, html=block.html))
+        self._num_blocks = len(reply.blocks)
+        return frames
+
+
+class _FormView:
+    """An answer by a schema as one reader sees it: the form so far, always whole, a large one less often."""
+
+    def __init__(self, reply: LiveReply) -> None:
+        self._reply = reply
+        self._shown: str | None = None
+        self.pause_s = FORM_S
+
+    async def news(self) -> list[Frame]:
+        text = self._reply.text
+        if text is self._shown:
+            return []
+        html = await asyncio.to_thread(data_view.render, text)
+        self._shown = text
+        self.pause_s = max(FORM_S, len(html) / FORM_CHARS_PER_S)
+        return [_frame(self._reply, "reset", html=html, tail="", to=len(text))]
 
 
 def _frame(reply: LiveReply, kind: str, **fields: Any) -> Frame:
@@ -157,13 +250,19 @@ def _frame(reply: LiveReply, kind: str, **fields: Any) -> Frame:
 async def _write(reply: LiveReply) -> None:
     """The life of one reply, to its final state."""
     try:
-        finished = await _generate(reply)
-        await _end(reply, "complete", finish_reason=finished.reason, usage=finished.usage)
+        outcome = await _generate(reply)
+        if isinstance(outcome, StructuredResult):
+            await _end(reply, "complete", finish_reason=outcome.finish_reason, usage=outcome.usage, result=outcome)
+        else:
+            await _end(reply, "complete", finish_reason=outcome.reason, usage=outcome.usage)
     except asyncio.CancelledError:
         if _is_draining:
             await _flush()
         else:
             await _end(reply, "stopped", finish_reason="cancelled")
+    except StructuredError as exc:
+        reason = {"truncated": "length", "invalid_after_retries": "invalid"}.get(exc.kind, "error")
+        await _end(reply, "failed", finish_reason=reason, error=str(exc), text=_best_of(exc))
     except InferenceError as exc:
         await _end(reply, "failed", finish_reason="error", error=str(exc))
     except Exception:
@@ -175,28 +274,69 @@ async def _write(reply: LiveReply) -> None:
         reply.wake()
 
 
-async def _generate(reply: LiveReply) -> Finished:
-    def prepare() -> tuple[Any, LanguageModel, Conversation]:
+async def _generate(reply: LiveReply) -> Finished | StructuredResult:
+    def prepare() -> _Question:
         conversation = Conversation.objects.select_related("model", "owner").get(pk=reply.message.conversation_id)
-        return conversation.request_for(reply.message), conversation.resolved_model(), conversation
+        asker = completions.Asker(
+            source="chat",
+            user=conversation.owner,
+            conversation_id=conversation.pk,
+            message_id=reply.message.pk,
+            schema_version_id=reply.message.schema_version_id,
+        )
+        version = reply.message.schema_version
+        return _Question(
+            conversation.request_for(reply.message),
+            conversation.resolved_model(),
+            asker,
+            text=reply.message.parent.text if reply.message.parent else "",
+            schema_text=version.text if version else None,
+            about=version.schema.description if version else "",
+        )
 
-    request, model, conversation = await database.read(prepare)
-    reply.model_name = model.name
-    asker = completions.Asker(
-        source="chat", user=conversation.owner, conversation_id=conversation.pk, message_id=reply.message.pk
-    )
-    async with aclosing(completions.stream(request, model, asker)) as events:
+    question = await database.read(prepare)
+    reply.model_name = question.model.name
+    outcome: Finished | StructuredResult | None = None
+    async with aclosing(await _ask(question)) as events:
         async for event in events:
-            if isinstance(event, Finished):
-                return event
-            _note(reply, event)
-    raise AssertionError("A stream ended without Finished.")
+            match event:
+                case Attempt(number=number):
+                    await _begin_draft(reply, number)
+                case Finished() | StructuredResult():
+                    outcome = event
+                case _:
+                    _note(reply, event)
+    assert outcome is not None, "A stream ended without Finished."
+    return outcome
+
+
+async def _ask(question: _Question) -> AsyncGenerator[Event | Attempt | StructuredResult]:
+    if question.schema_text is None:
+        return completions.stream(question.request, question.model, question.asker)
+    try:
+        schema = await structured.compiler.compile(question.schema_text)
+    except SchemaRefused as exc:
+        raise refused(exc) from exc
+    params = msgspec.structs.replace(question.request.params, num_logprobs=0)  # how sure it is of each field
+    request = msgspec.structs.replace(question.request, params=params)
+    return structured.stream(
+        request, schema, question.model, question.asker, about=question.about, source=question.text
+    )
+
+
+async def _begin_draft(reply: LiveReply, number: int) -> None:
+    """What an attempt before this one has written is void."""
+    if number > 1:
+        async with _flushing:  # what is on its way to the database is not to be cut
+            reply.new_text, reply.is_void = "", True
+            if reply.reasoning or reply.new_reasoning:
+                reply.new_reasoning += "\n\n"
 
 
 def _note(reply: LiveReply, event: Event) -> None:
     match event:
-        case Chunk(text=text):
-            reply.new += text
+        case Chunk():
+            reply.add(event)
             return
         case Loading(fraction=fraction):
             reply.stage = {"stage": "loading", "fraction": round(fraction, 2)}
@@ -207,64 +347,81 @@ def _note(reply: LiveReply, event: Event) -> None:
     reply.wake()
 
 
-async def _end(
-    reply: LiveReply, status: str, *, finish_reason: str, error: str = "", usage: Usage | None = None
-) -> None:
-    await _until_stored(_flush)
-    html = await asyncio.to_thread(markdown.render, reply.text)
+def _best_of(error: StructuredError) -> str | None:
+    """The text to show in place of the last draft. What was cut off stays as it is: it can go on."""
+    return dumps(error.candidate) if error.kind == "invalid_after_retries" and error.candidate is not None else None
 
-    async def end() -> None:
-        await database.write(
+
+async def _end(
+    reply: LiveReply,
+    status: str,
+    *,
+    finish_reason: str,
+    error: str = "",
+    text: str | None = None,
+    result: StructuredResult | None = None,
+    usage: Usage | None = None,
+) -> None:
+    await _flush()
+    text = result.text if result else text
+    html = await asyncio.to_thread(_final_html, reply, text, result)
+
+    # A second cancellation must not lose the final state.
+    await asyncio.shield(
+        database.store(
             reply.message.end,
             status,
             html=html,
+            text=text,
+            guarantee=_account(result) if result else None,
+            reasoning_ms=reply.reasoning_ms,
             model_name=reply.model_name,
             finish_reason=finish_reason,
             error=error,
             usage=usage,
         )
-
-    # A second cancellation must not lose the final state.
-    await asyncio.shield(_until_stored(end))
+    )
 
 
-async def _until_stored(store: Callable[[], Awaitable[None]]) -> None:
-    """A full disk or a locked database holds a reply up; it loses nothing."""
-    while True:
-        try:
-            return await store()
-        except OperationalError as exc:
-            log.error("Replies cannot be saved, trying again in %.0f s: %s", RETRY_S, exc)
-            await asyncio.sleep(RETRY_S)
+def _final_html(reply: LiveReply, text: str | None, result: StructuredResult | None) -> str:
+    text = reply.text if text is None else text
+    if reply.message.is_structured:
+        return data_view.render(text, result.fields if result else None)
+    return markdown.render(text)
+
+
+def _account(result: StructuredResult) -> dict[str, Any]:
+    """How the data were made valid, and what to check, as `Message.guarantee` keeps it."""
+    kept = ("guarantee", "unenforced", "attempts", "fields")
+    return {name: msgspec.to_builtins(getattr(result, name)) for name in kept}
 
 
 async def _tick() -> None:
     while _live:
         await asyncio.sleep(TICK_S)
-        await _until_stored(_flush)
+        await _flush()
 
 
 async def _flush() -> None:
     """Commit the new text of all live replies in one transaction, then show it."""
     async with _flushing:
-        batch = [(reply, reply.new) for reply in _live.values() if reply.new]
+        batch = [reply.pending() for reply in _live.values() if reply.has_news]
         if not batch:
             return
-        await asyncio.shield(database.write(_commit, batch))
-        for reply, text in batch:
-            reply.new = reply.new[len(text) :]
-            reply.text += text
+        await asyncio.shield(database.store(_commit, batch))
+        for piece in batch:
+            piece.reply.take(piece)
         await asyncio.to_thread(_render, batch)
-        for reply, _ in batch:
-            reply.wake()
+        for piece in batch:
+            piece.reply.wake()
 
 
-def _commit(batch: list[tuple[LiveReply, str]]) -> None:
+def _commit(batch: list[Piece]) -> None:
     with transaction.atomic():
-        for reply, text in batch:
-            reply.message.append(text)
+        for piece in batch:
+            piece.reply.message.append(piece.text, reasoning=piece.reasoning, anew=piece.is_anew)
 
 
-def _render(batch: list[tuple[LiveReply, str]]) -> None:
-    for reply, _ in batch:
-        reply.render()
+def _render(batch: list[Piece]) -> None:
+    for piece in batch:
+        piece.reply.render()

@@ -70,6 +70,15 @@ def render(text: str) -> str:
     return "".join(map(_render_piece, _pieces(text)))
 
 
+def code(text: str, language: str) -> str:
+    """Safe HTML of a piece of code, highlighted, with a button to copy it."""
+    return (
+        '<div class="code"><div class="code-head">'
+        f'<span>{escapeHtml(language or "text")}</span><button type="button" class="copy-code">Copy</button></div>'
+        f'<pre tabindex="0"><code class="hl">{_highlight(text, language)}</code></pre></div>\n'
+    )
+
+
 def num_closed(text: str) -> int:
     """How many code points at the beginning of `text` form blocks that no further text can change.
 
@@ -145,12 +154,7 @@ def _math(source: str, options: dict[str, Any]) -> str:
 
 def _fence(tokens: Sequence[Token], idx: int, env: Any) -> str:
     token = tokens[idx]
-    language = token.info.split(maxsplit=1)[0][:40] if token.info.strip() else ""
-    return (
-        '<div class="code"><div class="code-head">'
-        f'<span>{escapeHtml(language or "text")}</span><button type="button" class="copy-code">Copy</button></div>'
-        f'<pre tabindex="0"><code class="hl">{_highlight(token.content, language)}</code></pre></div>\n'
-    )
+    return code(token.content, token.info.split(maxsplit=1)[0][:40] if token.info.strip() else "")
 
 
 def _highlight(code: str, language: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
-from django.db.models import Q
 from django.db.models.functions import Concat
 from django.utils import timezone
 
@@ -89,7 +88,7 @@ class Conversation(models.Model):
         siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
         for id, parent_id in self._tree():
             siblings.setdefault(parent_id, []).append(id)
-        rows = self.messages.in_bulk(path)
+        rows = self.messages.select_related("schema_version__schema").in_bulk(path)
         branch = [rows[id] for id in path]
         for message in branch:
             message.versions = _versions(message.pk, siblings[message.parent_id])
@@ -105,20 +104,28 @@ class Conversation(models.Model):
             return self.model
         return LanguageModel.objects.default()
 
+    @staticmethod
+    def schemas_for(user: User | AnonymousUser) -> models.QuerySet[Any]:
+        """The schemas that `user` may choose. The relation is asked: their app lies beside this one, not below."""
+        schemas: Any = Conversation._meta.get_field("schema").related_model
+        return schemas.objects.visible_to(user).filter(versions__isnull=False).distinct()  # type: ignore[no-any-return]
+
     def request_for(self, reply: Message) -> ChatRequest:
-        """What the model is asked so that `reply` is written, or written on."""
+        """What the model is asked so that `reply` is written, or written on; by its schema where it has one."""
         model = self.resolved_model()
         system = self.system_prompt or model.system_prompt
         turns = [Turn("system", system)] if system else []
         for message in self.branch(self.path(reply.parent_id)):
             if message.text:
                 turns.append(Turn(message.role, message.text))  # type: ignore[arg-type]
-        return ChatRequest(
+        request = ChatRequest(
             messages=tuple(turns),
             params=self.sampling(model),
             prefix=reply.text,
+            reasoning=reply.reasoning,
             owner=f"user:{self.owner_id}",
         )
+        return reply.schema_version.applied_to(request) if reply.schema_version else request
 
     def sampling(self, model: LanguageModel) -> SamplingParams:
         def pick(name: str) -> Any:
@@ -136,6 +143,10 @@ class Conversation(models.Model):
         )
 
     # Writing. Each is one transaction, and is acknowledged only after it.
+
+    def choose_schema(self, schema_id: uuid.UUID | None) -> None:
+        """Have the answers to come follow this schema, or none. Stored along with the next one."""
+        self.schema_id = schema_id
 
     def send(self, cid: str, text: str) -> tuple[Message, Message]:
         """Add a user message and the reply to be written; the same `cid` again changes nothing."""
@@ -178,12 +189,11 @@ class Conversation(models.Model):
         """Let a reply that was cut off go on from its text."""
         with transaction.atomic():
             self._refuse_while_answering()
-            changed = self.messages.filter(Message.CUT_OFF, pk=reply.pk, role="assistant").update(
-                status="queued", finish_reason="", error="", html=""
-            )
-            if not changed:
+            reply.refresh_from_db()
+            if not reply.can_continue:
                 raise ConversationError("This answer is complete: there is nothing to continue.")
-        reply.refresh_from_db()
+            reply.status, reply.finish_reason, reply.error, reply.html = "queued", "", "", ""
+            reply.save(update_fields=["status", "finish_reason", "error", "html"])
         return reply
 
     def select(self, message: Message) -> None:
@@ -199,9 +209,21 @@ class Conversation(models.Model):
             raise ConversationError("An answer is still being written here. Wait for it, or stop it first.")
 
     def _new_reply(self, question: Message) -> Message:
-        reply = self.messages.create(parent=question, role="assistant", status="queued")
+        schema = self._usable_schema()
+        self.save(update_fields=["schema"])
+        reply = self.messages.create(
+            parent=question, role="assistant", status="queued", schema_version=schema and schema.current
+        )
         self._move_to(reply)
         return reply
+
+    def _usable_schema(self) -> Any:
+        if self.schema_id is None:
+            return None
+        schema = self.schemas_for(self.owner).filter(pk=self.schema_id).first()
+        if schema is None:
+            raise ConversationError("This schema is gone, or no longer shared with you. Choose another, or none.")
+        return schema
 
     def _move_to(self, leaf: Message) -> None:
         self.leaf, self.updated_at = leaf, timezone.now()
@@ -212,7 +234,6 @@ class Message(models.Model):
     """One turn. A reply is queued, streams, and ends in one of four states that never change by guessing."""
 
     LIVE = ("queued", "streaming")
-    CUT_OFF = Q(status__in=("stopped", "interrupted", "failed")) | Q(finish_reason="length")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="messages")
@@ -224,7 +245,7 @@ class Message(models.Model):
         max_length=12,
         choices=[(s, s) for s in ("queued", "streaming", "complete", "stopped", "interrupted", "failed")],
     )
-    finish_reason = models.CharField(max_length=16, blank=True)
+    finish_reason = models.CharField(max_length=16, blank=True)  # also "invalid": whole, but not as its schema says
     cid = models.CharField(max_length=64, null=True, help_text="The browser's id: resending is safe.")
     created_at = models.DateTimeField(default=timezone.now)
     error = models.TextField(blank=True)
@@ -233,6 +254,7 @@ class Message(models.Model):
     schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
     guarantee = models.JSONField(default=dict)
     reasoning = models.TextField(blank=True, help_text="What a thinking model wrote before its answer.")
+    reasoning_ms = models.PositiveIntegerField(null=True)
 
     # The account under an answer
     model_name = models.CharField(max_length=100, blank=True)
@@ -258,9 +280,14 @@ class Message(models.Model):
 
     @property
     def can_continue(self) -> bool:
-        return self.role == "assistant" and (
-            self.status in ("stopped", "interrupted", "failed") or self.finish_reason == "length"
-        )
+        if self.role != "assistant" or self.finish_reason == "invalid":
+            return False
+        return self.status in ("stopped", "interrupted", "failed") or self.finish_reason == "length"
+
+    @property
+    def is_structured(self) -> bool:
+        """An answer by a schema, even where the schema is gone meanwhile."""
+        return self.schema_version_id is not None or bool(self.guarantee)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -274,32 +301,39 @@ class Message(models.Model):
         """Tokens of the window that prompt and answer fill."""
         return None if self.prompt_tokens is None else self.prompt_tokens + (self.completion_tokens or 0)
 
-    def append(self, text: str) -> bool:
-        """Add to a reply under way; False if it has ended meanwhile."""
-        return bool(
-            Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(
-                text=Concat("text", models.Value(text)), status="streaming"
-            )
-        )
+    def append(self, text: str, *, reasoning: str = "", anew: bool = False) -> bool:
+        """Add to a reply under way, or write its text `anew`; False if it has ended meanwhile."""
+        fields: dict[str, Any] = {"text": models.Value(text) if anew else Concat("text", models.Value(text))}
+        if reasoning:
+            fields["reasoning"] = Concat("reasoning", models.Value(reasoning))
+        return bool(Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(**fields, status="streaming"))
 
     def end(
         self,
         status: str,
         *,
         html: str,
+        text: str | None = None,
+        guarantee: dict[str, Any] | None = None,
+        reasoning_ms: int | None = None,
         model_name: str = "",
         finish_reason: str = "",
         error: str = "",
         usage: Usage | None = None,
     ) -> bool:
-        """Write the final state, once: False if another writer was first."""
+        """Write the final state, once: False if another writer was first. `text` takes the draft's place."""
         fields: dict[str, Any] = {
             "status": status,
             "html": html,
+            "guarantee": guarantee or {},
             "model_name": model_name,
             "finish_reason": finish_reason,
             "error": error,
         }
+        if text is not None:
+            fields["text"] = text
+        if reasoning_ms is not None:
+            fields["reasoning_ms"] = reasoning_ms
         if usage is not None:
             fields |= {
                 "prompt_tokens": usage.prompt_tokens,

@@ -5,6 +5,7 @@ htmx is answered with a fragment, a plain form with a redirect to the page.
 
 from __future__ import annotations
 
+import json
 import re
 import zoneinfo
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from uuid import UUID, uuid4
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -27,9 +28,10 @@ from chat import live, markdown
 from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
-from localllm.gateway import database
+from localllm.gateway import data_view, database
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
+from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
 BEFORE_TARGET = 10  # messages shown above the one that is jumped to
@@ -40,7 +42,6 @@ SUGGESTIONS = (
     "What is LocalLLM?",
     "Extract name and city as JSON: Maya Lindgren lives in Uppsala.",
 )
-THEMES = (("light", "sun"), ("dark", "moon"), ("system", "screen"))  # and their icons
 
 
 class Request(HttpRequest):
@@ -62,6 +63,48 @@ class Turn:
     def ttft_s(self) -> float:
         return (self.message.ttft_ms or 0) / 1000
 
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.message.text or self.message.reasoning)
+
+    @property
+    def reasoning_s(self) -> float:
+        return (self.message.reasoning_ms or 0) / 1000
+
+    @property
+    def json(self) -> str:
+        """An answer by a schema as it is, highlighted; one line per value where it is whole."""
+        try:
+            return markdown.code(json.dumps(loads(self.message.text), indent=2, ensure_ascii=False), "json")
+        except NotJson:
+            return markdown.code(self.message.text, "json")
+
+    @property
+    def guarantee(self) -> str:
+        """What vouches for an answer by a schema, in words."""
+        match self.message.guarantee.get("guarantee"):
+            case "constrained":
+                words = "Every field was enforced while it was written, then checked."
+            case "validated":
+                keywords = ", ".join(sorted({note["keyword"] for note in self.message.guarantee["unenforced"]}))
+                words = f"Checked after it was written; only then: {keywords.replace('*', 'everything')}."
+            case "repaired":
+                num_attempts = self.message.guarantee["attempts"]
+                how = f"Valid at attempt {num_attempts}" if num_attempts > 1 else "Mended after it was written"
+                words = f"{how}, then checked."
+            case _:
+                return ""
+        if self.message.finish_reason == "closed":
+            words += " The length limit ended it early: something may be missing."
+        return words
+
+    @property
+    def num_unsure(self) -> int:
+        """Values that the form marks."""
+        fields = self.message.guarantee.get("fields", {}).values()
+        probabilities = [each["probability"] for each in fields if each["probability"] is not None]
+        return sum(probability < data_view.CHECK_BELOW for probability in probabilities)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -77,7 +120,7 @@ class Choice:
 
 @require_GET
 def new(request: Request) -> HttpResponse:
-    return _new_page(request, request.GET.get("model", ""))
+    return _new_page(request, request.GET)
 
 
 @require_POST
@@ -87,16 +130,14 @@ async def create(request: Request) -> HttpResponse:
     def begin() -> tuple[Conversation, Message | None]:
         form = NewChatForm(request.POST)
         if not form.is_valid():
-            raise ConversationError("The message is empty. Write something first.")
+            raise ConversationError(next(iter(form.errors.values()))[0])
         return _begin(user, **form.cleaned_data)
 
     try:
         conversation, reply = await database.write(begin)
     except ConversationError as exc:
         problem = str(exc)
-        return await database.read(
-            lambda: _new_page(request, request.POST.get("model", ""), request.POST.get("text", ""), problem)
-        )
+        return await database.read(lambda: _new_page(request, request.POST, problem))
     if reply is not None:
         await live.start(reply)
     response = redirect("chat:show", conversation.pk)
@@ -104,7 +145,9 @@ async def create(request: Request) -> HttpResponse:
     return response
 
 
-def _begin(user: User, text: str, cid: str, model: LanguageModel | None) -> tuple[Conversation, Message | None]:
+def _begin(
+    user: User, text: str, cid: str, model: LanguageModel | None, schema: UUID | None
+) -> tuple[Conversation, Message | None]:
     """A conversation with its first message; the same form sent twice makes it once."""
     before = Message.objects.filter(conversation__owner=user, cid=cid, text=text.strip(), parent=None).first()
     if before is not None:
@@ -112,19 +155,22 @@ def _begin(user: User, text: str, cid: str, model: LanguageModel | None) -> tupl
     with transaction.atomic():
         own = model if model is not None and not model.is_default else None
         conversation = Conversation.objects.create(owner=user, model=own)
+        conversation.choose_schema(schema)
         _, reply = conversation.send(cid, text)
     return conversation, reply
 
 
-def _new_page(request: Request, model: str, text: str = "", problem: str = "") -> HttpResponse:
+def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpResponse:
     models = list(LanguageModel.objects.filter(is_enabled=True))
-    chosen = next((m for m in models if m.name == model), None) or next((m for m in models if m.is_default), None)
+    by_name = {model.name: model for model in models}
+    chosen = by_name.get(choices.get("model", "")) or next((m for m in models if m.is_default), None)
     context = _shell(request) | {
         "choices": _choices(models, chosen),
         "chosen": chosen,
         "only_starter": all(m.is_starter for m in models),
         "suggestions": SUGGESTIONS,
-        "text": text,
+        "schema": Conversation.schemas_for(request.user).filter(pk=_id_or_none(choices.get("schema"))).first(),
+        "text": choices.get("text", ""),
         "problem": problem,
         "cid": uuid4(),
     }
@@ -144,6 +190,7 @@ def show(request: Request, id: UUID) -> HttpResponse:
     context = _shell(request, conversation) | {
         "choices": _choices(models, chosen),
         "chosen": chosen,
+        "schema": conversation.schema,
         "form": SettingsForm(None, instance=conversation, inherits=chosen),
         **_window(conversation, path, start=_start_above(path, target)),
     }
@@ -171,6 +218,18 @@ def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     message = get_object_or_404(conversation.messages, pk=message_id)
     turn = _turn(conversation.branch([message.pk])[0])
     return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
+
+
+@require_GET
+def data(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
+    """A complete answer by a schema, as a JSON file."""
+    messages = _own(request, id).messages.select_related("schema_version__schema").filter(status="complete")
+    message = get_object_or_404(messages, pk=message_id)
+    if not message.is_structured:
+        raise Http404
+    name = message.schema_version.schema.slug if message.schema_version else "answer"
+    headers = {"Content-Disposition": f'attachment; filename="{name}.json"'}
+    return HttpResponse(message.text, content_type="application/json", headers=headers)
 
 
 @require_POST
@@ -201,6 +260,8 @@ def _start_above(path: list[UUID], target: UUID | None) -> int | None:
 def _turn(message: Message) -> Turn:
     if message.role == "user":
         return Turn(message, "", message.text)
+    if message.is_structured:
+        return Turn(message, message.html or data_view.render(message.text), "")
     if message.is_live:
         closed = markdown.num_closed(message.text)
         return Turn(message, markdown.render(message.text[:closed]), message.text[closed:])
@@ -278,7 +339,7 @@ def settings(request: Request, id: UUID) -> HttpResponse:
 
 
 def _own(request: Request, id: UUID) -> Conversation:
-    return get_object_or_404(Conversation.objects.owned_by(request.user).select_related("model"), pk=id)
+    return get_object_or_404(Conversation.objects.owned_by(request.user).select_related("model", "schema"), pk=id)
 
 
 def _changed(request: Request, id: UUID) -> HttpResponse:
@@ -312,7 +373,7 @@ def sidebar(request: Request) -> HttpResponse:
 
 
 def _shell(request: Request, conversation: Conversation | None = None) -> dict[str, Any]:
-    return _chats(request, conversation) | {"conversation": conversation, "themes": THEMES}
+    return _chats(request, conversation) | {"conversation": conversation}
 
 
 def _chats(request: Request, current: Conversation | None = None) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, registration
+from localllm.gateway import database, jobs, registration
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 from localllm.gateway.security import HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from localllm.inference.errors import ProviderError
+from schemas_app.batches import running as batches
 
 consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
 sockets: Any = AuthMiddlewareStack(URLRouter([path("ws/chat/<uuid:conversation_id>/", consumer)]))
@@ -42,10 +43,13 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await registration.register_configured(say)
         await _preload(say)
         await live.resume_interrupted()
+        await jobs.runner.start({"batch": batches.run})
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 
-    serve(application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain])
+    serve(
+        application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain, jobs.runner.drain]
+    )
 
 
 async def _preload(say: Callable[[str], None]) -> None:

@@ -8,7 +8,9 @@ from django.views.generic import RedirectView
 from localllm.gateway import views
 from localllm.gateway.api import openai
 from localllm.gateway.api.health import health
+from schemas_app import api as native
 
+handler400 = "localllm.gateway.views.bad_request"
 urlpatterns = [
     path("", include("chat.urls")),
     path("schemas/", include("schemas_app.urls")),
@@ -21,4 +23,5 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("health", health, name="health"),
     path("v1/", include((openai.urlpatterns, "v1"))),
+    path("api/local-llm/", include((native.urlpatterns, "native"))),
 ]

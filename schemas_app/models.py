@@ -12,9 +12,15 @@ from django.db import models, transaction
 from django.db.models import Max, Q
 from django.utils.text import slugify
 
-from localllm.inference.types import ChatRequest, Message
+from localllm.gateway.models import LanguageModel
+from localllm.inference.types import ChatRequest, Message, SamplingParams
+from schemas_app.batches.models import Batch, BatchRow
+
+__all__ = ["Batch", "BatchRow", "Schema", "SchemaVersion", "TryOut"]
 
 INPUT = "{{ input }}"  # where the prompt template takes what the user wrote
+MAX_KEPT = 50  # results of trying one schema, for each user
+CONTENT = ("text", "prompt_template", "temperature", "max_tokens", "examples")  # what a version says
 
 
 class SchemaQuerySet(models.QuerySet["Schema"]):
@@ -26,6 +32,13 @@ class SchemaQuerySet(models.QuerySet["Schema"]):
         """Its own; with the right to change schemas, all that it sees."""
         visible = self.visible_to(user)
         return visible if user.has_perm("schemas_app.change_schema") else visible.filter(owner_id=user.pk)
+
+    def matching(self, query: str) -> SchemaQuerySet:
+        """Those that have every word of `query` in their name, slug or description."""
+        found = self
+        for word in query.split():
+            found = found.filter(Q(name__icontains=word) | Q(slug__icontains=word) | Q(description__icontains=word))
+        return found
 
     def free_slug(self, name: str) -> str:
         base = slugify(name)[:90] or "schema"
@@ -97,6 +110,11 @@ class SchemaVersion(models.Model):
             raise TypeError("A version of a schema never changes. Add another with Schema.add_version().")
         super().save(*args, **kwargs)
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """What it says, as `Schema.add_version` takes it."""
+        return {name: getattr(self, name) for name in CONTENT}
+
     def prompt(self, text: str) -> str:
         """The question: the template around what the user wrote."""
         return self.prompt_template.replace(INPUT, text) if self.prompt_template else text
@@ -115,5 +133,48 @@ class SchemaVersion(models.Model):
         return msgspec.structs.replace(
             request,
             messages=(*before[:num_system], *shown, *before[num_system:], asked),
-            params=msgspec.structs.replace(request.params, temperature=self.temperature, max_tokens=self.max_tokens),
+            params=msgspec.structs.replace(
+                request.params, temperature=self.temperature, max_tokens=self.max_tokens, clips_max_tokens=True
+            ),
         )
+
+    def question(self, model: LanguageModel, *messages: Message, owner: str, **sampling: Any) -> ChatRequest:
+        """What `model` is asked, told to say how probable each token is. `sampling` overrules the version's."""
+        params = SamplingParams(top_p=model.top_p, top_k=model.top_k, min_p=model.min_p, num_logprobs=0)
+        asked = ChatRequest(messages=model.with_system_prompt(messages), params=params, owner=owner)
+        asked = self.applied_to(asked)
+        return msgspec.structs.replace(asked, params=msgspec.structs.replace(asked.params, **sampling))
+
+
+class TryOutQuerySet(models.QuerySet["TryOut"]):
+    def owned_by(self, user: User | AnonymousUser) -> TryOutQuerySet:
+        return self.filter(owner_id=user.pk) if user.pk else self.none()
+
+    def keep(self, owner: User, version: SchemaVersion, **fields: Any) -> TryOut:
+        """Save one; the oldest of its owner and schema goes when there are too many."""
+        with transaction.atomic():
+            kept = self.create(owner=owner, version=version, **fields)
+            others = self.owned_by(owner).filter(version__schema_id=version.schema_id)
+            self.filter(pk__in=list(others.values_list("pk", flat=True)[MAX_KEPT:])).delete()
+        return kept
+
+
+class TryOut(models.Model):
+    """What a version once made of an input, for its owner to look at again."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="try_outs")
+    version = models.ForeignKey(SchemaVersion, on_delete=models.CASCADE, related_name="try_outs")
+    model_name = models.CharField(max_length=100)
+    input = models.TextField()
+    text = models.TextField(help_text="The JSON, as text: the order of properties counts.")
+    account = models.JSONField(help_text="Guarantee, unenforced, attempts, fields, usage and finish reason.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TryOutQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return f"{self.version}: {self.input[:60]}"

@@ -35,14 +35,18 @@ class Browser:
         with self._opener.open(self.url + path, timeout=30) as response:
             return response.read().decode()
 
-    def post(self, path: str, **fields: str) -> str:
-        """Post a form; returns the address it leads to."""
+    def open(self, path: str, **fields: str) -> Any:
+        """Post a form; returns the response, to be read and closed."""
         if "csrftoken" not in self._cookie_values:
             self.get("/login/")
         data = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": self._cookie_values["csrftoken"]}).encode()
         request = urllib.request.Request(self.url + path, data, {"Origin": self.url})
+        return self._opener.open(request, timeout=30)
+
+    def post(self, path: str, **fields: str) -> str:
+        """Post a form; returns the address it leads to."""
         try:
-            self._opener.open(request, timeout=30).close()
+            self.open(path, **fields).close()
         except urllib.error.HTTPError as answer:
             if answer.status not in (302, 303):
                 raise

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ADMIN, PASSWORD = "ada", "correct horse battery"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
+MOMENT_S = 0.01
 
 
 def collect_static() -> None:
@@ -80,6 +81,23 @@ class Server:
         tasks = Path(f"/proc/{self.pid}/task").iterdir()
         children = [int(pid) for task in tasks for pid in _read(task / "children").split()]
         return [pid for pid in children if b"engine.worker" in _read(Path(f"/proc/{pid}/cmdline"))]
+
+    # The starter model is quick: to see an answer half-way, its process is stopped, and let run for moments.
+
+    def pause(self) -> None:
+        self._signal_worker(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._signal_worker(signal.SIGCONT)
+
+    def run_for_a_moment(self) -> None:
+        self.go_on()
+        time.sleep(MOMENT_S)
+        self.pause()
+
+    def _signal_worker(self, number: signal.Signals) -> None:
+        (pid,) = self.worker_pids
+        os.kill(pid, number)
 
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""

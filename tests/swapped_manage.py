@@ -14,11 +14,10 @@ async def show_before_commit() -> None:
     from localllm.gateway import database
 
     async with live._flushing:
-        batch = [(reply, reply.new) for reply in live._live.values() if reply.new]
-        for reply, text in batch:
-            reply.new = reply.new[len(text) :]
-            reply.text += text
-            reply.wake()
+        batch = [reply.pending() for reply in live._live.values() if reply.has_news]
+        for piece in batch:
+            piece.reply.take(piece)
+            piece.reply.wake()
         await asyncio.sleep(0.2)  # the commit of a busy disk
         await database.write(live._commit, batch)
 

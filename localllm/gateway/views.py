@@ -7,15 +7,16 @@ from secrets import compare_digest
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib.auth import get_user_model, login
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.forms import AuthenticationForm, UserCreationForm
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.urls import reverse, reverse_lazy
 from django.utils.decorators import method_decorator
 from django.views.decorators.cache import never_cache
@@ -115,6 +116,14 @@ def admin_login(request: HttpRequest) -> HttpResponse:
             return redirect("admin:index")
         raise PermissionDenied("Your account may not use the admin pages. Ask an admin of this server.")
     return redirect(f"{reverse('login')}?{request.GET.urlencode()}")
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """What was sent cannot be read; with people that is mostly because they pasted too much."""
+    is_too_large = isinstance(exception, RequestDataTooBig)
+    limit = f"{settings.DATA_UPLOAD_MAX_MEMORY_SIZE >> 20} MB"
+    template = "gateway/_too_large.html" if is_too_large and request.headers.get("HX-Request") else "400.html"
+    return render(request, template, {"too_large": is_too_large, "limit": limit}, status=413 if is_too_large else 400)
 
 
 def _too_many(view: SetupView | LoginView, blank: forms.BaseForm, wait_s: float) -> HttpResponse:

@@ -47,8 +47,35 @@ if (box) {
   }
 }
 
+// The schema of the answers: a menu that is loaded when it opens, and a hidden field
+
+const schemaMenu = byId("schemas");
+
+function chooseSchema({ schema, name = "" }) {
+  byId("schema").value = schema;
+  composer.classList.toggle("has-schema", Boolean(schema));
+  byId("schema-button").setAttribute("aria-label", `Schema of the answers: ${name || "none"}`);
+  for (const place of document.querySelectorAll("[data-schema-name]")) place.textContent = name || place.dataset.schemaName;
+  schemaMenu.hidePopover();
+  box.focus();
+}
+
+schemaMenu?.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-action=choose-schema]");
+  if (button) chooseSchema(button.dataset);
+});
+schemaMenu?.addEventListener("keydown", (event) => {
+  const places = [...schemaMenu.querySelectorAll("input, button, a")];
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const isChoice = event.key === "Enter" && event.target === places[0];
+  if (!step && !isChoice) return;
+  event.preventDefault();
+  if (isChoice) places[1]?.click();
+  else places.at((places.indexOf(event.target) + step) % places.length).focus();
+});
+
 function startChat() {
-  const live = new Map(); // message id → { element, closed, cursor, tail, unspoken }
+  const live = new Map(); // message id → { element, closed, cursor, thought, tail, unspoken }
   const heard = new Set([...messages.querySelectorAll("[data-live]")].map((element) => element.dataset.id));
   const outboxKey = `unacknowledged:${conversation}`;
   const scroller = byId("scroller");
@@ -135,6 +162,16 @@ function startChat() {
       state.closed = to;
       paint(state);
     },
+    reasoning({ message, at, to, text }, state) {
+      if (!state || (at && to <= state.thought)) return;
+      if (at && at !== state.thought) return post({ type: "resume", message });
+      const details = state.element.querySelector(".reasoning");
+      details.hidden = false;
+      const place = details.querySelector("[data-reasoning]");
+      if (at) place.append(text);
+      else place.textContent = text;
+      state.thought = to;
+    },
     status(frame, state) {
       if (state) state.element.querySelector("[data-stage-text]").textContent = inWords(frame);
     },
@@ -143,11 +180,14 @@ function startChat() {
       const response = await fetch(`${messages.dataset.url}/${message}`);
       if (!response.ok) return refresh();
       const element = parse(await response.text())[0];
-      byId(element.id)?.replaceWith(element);
+      const old = byId(element.id);
+      if (old?.querySelector(".reasoning")?.open) element.querySelector(".reasoning")?.setAttribute("open", "");
+      old?.replaceWith(element);
       htmx.process(element);
       // Still live here means that the server begins again with it: give it a moment.
       setTimeout(attach, element.hasAttribute("data-live") ? 1000 : 0);
-      if (state) announceEnd(element, heard.has(message) ? state.unspoken : textOf(element));
+      const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
+      if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
     },
     error({ cid, message }) {
@@ -167,7 +207,7 @@ function startChat() {
 
   // Live messages
 
-  const textOf = (element) => element.querySelector("[data-closed]").textContent;
+  const textOf = (element) => element.querySelector("[data-closed]").innerText;
 
   function paint({ element, tail, cursor }) {
     const place = element.querySelector("[data-tail]");
@@ -184,7 +224,7 @@ function startChat() {
     for (const element of elements) {
       const id = element.dataset.id;
       if (live.get(id)?.element === element) continue;
-      live.set(id, { element, closed: 0, cursor: 0, tail: "", unspoken: "" });
+      live.set(id, { element, closed: 0, cursor: 0, thought: 0, tail: "", unspoken: "" });
       post({ type: "resume", message: id });
     }
     messages.classList.toggle("is-answering", elements.length > 0);
@@ -276,15 +316,13 @@ function startChat() {
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
     const isBusy = live.size > 0 || outbox.length > 0;
-    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value });
+    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice() });
   });
 
-  const ask = (type) => (message) => {
-    if (!live.size) post({ type, message });
-  };
+  const schemaChoice = () => ({ schema: byId("schema").value || null });
   const actions = {
-    regenerate: ask("regenerate"),
-    continue: ask("continue"),
+    regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
+    continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,
     "cancel-edit": closeEditor,
     stop: () => live.forEach((_, message) => post({ type: "stop", message })),
@@ -309,7 +347,7 @@ function startChat() {
       event.preventDefault();
       if (!area.value.trim() || live.size || outbox.length) return;
       closeEditor(id);
-      submit({ type: "edit", message: id, text: area.value });
+      submit({ type: "edit", message: id, text: area.value, ...schemaChoice() });
     });
     element.classList.add("is-edited");
     element.prepend(form);

@@ -17,7 +17,7 @@ from localllm.gateway.models import LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
 from tests.inference.engine_on_starter import STARTER, SYSTEM
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_scope="package")]
 
 
 def register():
@@ -31,7 +31,7 @@ def rows(transactional_db):
     register()
 
 
-@pytest_asyncio.fixture(autouse=True, scope="module", loop_scope="module")
+@pytest_asyncio.fixture(autouse=True, scope="module", loop_scope="package")
 async def engines_end():
     yield
     await providers.local.aclose()

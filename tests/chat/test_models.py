@@ -6,6 +6,7 @@ from django.contrib.auth.models import User
 from chat.models import Conversation, ConversationError, Message
 from localllm.gateway.models import LanguageModel
 from localllm.inference.types import Usage
+from schemas_app.models import Schema
 
 pytestmark = pytest.mark.django_db
 
@@ -20,6 +21,13 @@ def model():
 @pytest.fixture
 def conversation(model):
     return Conversation.objects.create(owner=User.objects.create(username="alice"))
+
+
+@pytest.fixture
+def schema(conversation):
+    schema = Schema.objects.create(owner=conversation.owner, slug="person", name="Person")
+    schema.add_version(text='{"type": "object"}', prompt_template="Who? {{ input }}", temperature=0.1, max_tokens=77)
+    return schema
 
 
 def answered(reply, text="Yes."):
@@ -147,3 +155,62 @@ def test_the_account_says_tokens_per_second_and_context_used(conversation):
     reply.end("complete", html="", usage=usage)
     reply.refresh_from_db()
     assert reply.tokens_per_second == pytest.approx(10) and reply.context_used == 41
+
+
+def test_a_chosen_schema_holds_for_the_messages_to_come_until_changed(conversation, schema):
+    conversation.choose_schema(schema.pk)
+    _, first = conversation.send("c1", "Maya")
+    answered(first)
+    _, second = Conversation.objects.get(pk=conversation.pk).send("c2", "Jonas")
+    assert first.schema_version == second.schema_version == schema.current
+    answered(second)
+    conversation.choose_schema(None)
+    assert conversation.send("c3", "Hello")[1].schema_version is None
+
+
+def test_a_reply_written_again_follows_the_newest_version(conversation, schema):
+    conversation.choose_schema(schema.pk)
+    _, reply = conversation.send("c1", "Maya")
+    newest = schema.add_version(text="{}")
+    again = conversation.regenerate(answered(reply))
+    assert (again.schema_version, reply.schema_version.number) == (newest, 1)
+
+
+def test_a_schema_of_somebody_else_is_refused_until_it_is_shared(conversation, schema):
+    Schema.objects.update(owner=User.objects.create(username="bob"))
+    conversation.choose_schema(schema.pk)
+    with pytest.raises(ConversationError, match="no longer shared"):
+        conversation.send("c1", "Maya")
+    assert not conversation.messages.exists()
+    assert Conversation.objects.get(pk=conversation.pk).schema is None, "Nothing was changed."
+    Schema.objects.update(is_shared=True)
+    assert conversation.send("c1", "Maya")[1].schema_version == schema.current
+
+
+def test_a_question_by_a_schema_is_asked_as_its_version_says(conversation, schema):
+    conversation.choose_schema(schema.pk)
+    _, reply = conversation.send("c1", "Maya")
+    request = conversation.request_for(reply)
+    assert request.messages[-1].content == "Who? Maya"
+    assert (request.params.temperature, request.params.max_tokens) == (0.1, 77)
+
+
+def test_a_draft_can_be_written_anew(conversation):
+    _, reply = conversation.send("c1", "Hello")
+    reply.append('{"a": 1}')
+    reply.append("[", anew=True)
+    reply.append("2]")
+    reply.refresh_from_db()
+    assert (reply.text, reply.status) == ("[2]", "streaming")
+
+
+def test_reasoning_is_handed_on_to_go_on_but_is_no_context_of_later_questions(conversation):
+    _, reply = conversation.send("c1", "Hello")
+    reply.append("", reasoning="Greeted. ")
+    reply.append("Hi.", reasoning="So greet.")
+    reply.refresh_from_db()
+    request = conversation.request_for(reply)
+    assert (request.reasoning, request.prefix) == ("Greeted. So greet.", "Hi.")
+    reply.end("complete", html="", reasoning_ms=2500)
+    request = conversation.request_for(conversation.send("c2", "And?")[1])
+    assert [m.content for m in request.messages] == ["Be brief.", "Hello", "Hi.", "And?"] and not request.reasoning

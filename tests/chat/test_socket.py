@@ -2,15 +2,16 @@
 
 import asyncio
 import json
+import sqlite3
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.browser_client import Browser, Follower
 from tests.server import ADMIN, PASSWORD, Server
-from tests.test_durability import LONG_REPLIES, query, reply_to
+from tests.test_durability import LONG_REPLIES, query, reply_to, stored
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,9 @@ MALFORMED = [
     '{"type": "send", "cid": "c", "text": 7}',
     '{"type": "send", "cid": "c", "text": "   "}',
     '{"type": "send", "cid": "c", "text": "\\u0000"}',
+    '{"type": "send", "cid": "c", "text": "x", "schema": 7}',
+    '{"type": "send", "cid": "c", "text": "x", "schema": "contact"}',
+    '{"type": "send", "cid": "c", "text": "x", "schema": "00000000-0000-0000-0000-000000000000"}',
     '{"type": "edit", "cid": "c", "text": "x", "message": "1 OR 1=1"}',
     '{"type": "stop", "message": null}',
     '{"type": "stop", "message": {"id": 1}}',
@@ -113,11 +117,13 @@ async def test_a_resent_message_is_stored_once(server, ada):
 
 async def test_of_two_tabs_that_send_at_once_one_is_told_to_wait(server, ada):
     async with chat(ada, server) as (conversation, one, _), await ada.connect(conversation) as two:
+        server.pause()
         await asyncio.gather(
             one.send(json.dumps({"type": "send", "cid": "one", "text": "Tell me all about LocalLLM."})),
             two.send(json.dumps({"type": "send", "cid": "two", "text": "Tell me all about tokens."})),
         )
         answers = [await heard(one, "ack", "error"), await heard(two, "ack", "error")]
+        server.go_on()
         assert sorted(answer["type"] for answer in answers) == ["ack", "error"]
         refused = next(answer for answer in answers if answer["type"] == "error")
         assert "still being written" in refused["message"] and refused["cid"]
@@ -126,23 +132,22 @@ async def test_of_two_tabs_that_send_at_once_one_is_told_to_wait(server, ada):
 async def test_another_tab_is_told_and_can_follow_and_stop(server, ada):
     async with chat(ada, server) as (conversation, one, _), await ada.connect(conversation) as two:
         make_long(server)
+        server.pause()
         ack = await tell(one, type="send", cid=uuid.uuid4().hex, text="Tell me everything.")
         assert (await heard(two, "changed"))["type"] == "changed"
         follower = Follower(ack["reply"])
         reading = asyncio.create_task(follower.follow(two))
-        await asyncio.sleep(0.3)
+        while not stored(server.home, ack["reply"])[1]:
+            server.run_for_a_moment()
+            await asyncio.sleep(0.05)
         await one.send(json.dumps({"type": "stop", "message": ack["reply"]}))
         await reading
-    ((status, text),) = query(
-        server.home, "SELECT status, text FROM chat_message WHERE id=?", uuid.UUID(ack["reply"]).hex
-    )
+        server.go_on()
+    status, text = stored(server.home, ack["reply"])
     assert status == "stopped" and text.endswith(follower.text)
 
 
 def make_long(server):
-    import sqlite3
-    from contextlib import closing
-
     with closing(sqlite3.connect(server.home / "localllm.sqlite3")) as database, database:
         database.execute(LONG_REPLIES)
 

@@ -11,6 +11,7 @@ from django.urls import reverse
 from chat import views
 from chat.models import Conversation, Message
 from localllm.gateway.models import LanguageModel
+from schemas_app.models import Schema
 
 pytestmark = pytest.mark.django_db
 HTMX = {"HTTP_HX_REQUEST": "true"}
@@ -246,3 +247,83 @@ async def test_it_deletes_a_conversation_after_a_question(alice, model):
     assert await Conversation.objects.aexists()
     assert (await browser.post(url("delete", conversation))).status_code == 302
     assert not await Conversation.objects.aexists()
+
+
+@pytest.fixture
+def schema(alice):
+    schema = Schema.objects.create(owner=alice, slug="person", name="Person")
+    schema.add_version(text='{"type": "object"}')
+    return schema
+
+
+@pytest.fixture
+def structured(conversation, schema):
+    """An answer by the schema, valid at the second attempt, and not sure of one value."""
+    conversation.choose_schema(schema.pk)
+    _, reply = conversation.send("c2", "Maya")
+    fields = {"/name": {"probability": 0.2, "source": None}, "/age": {"probability": None, "source": None}}
+    guarantee = {"guarantee": "repaired", "unenforced": [], "attempts": 2, "fields": fields}
+    reply.end("complete", html="", text='{"name": "<Maya>"}', guarantee=guarantee, finish_reason="closed")
+    return reply
+
+
+def test_it_shows_data_as_a_form_and_as_json_with_what_vouches_for_it(page, conversation, structured):
+    text = html(page.get(url("message", conversation, structured.pk)))
+    assert "data-view" in text and "&lt;Maya&gt;" in text and "<Maya>" not in text
+    assert "Person v1" in text and "Valid at attempt 2, then checked. The length limit ended it early" in text
+    assert "Check this:</strong> the model was not sure of the value" in text
+    assert url("data", conversation, structured.pk) in text
+
+
+def test_it_gives_complete_data_as_a_file(page, conversation, structured):
+    response = page.get(url("data", conversation, structured.pk))
+    assert response.json() == {"name": "<Maya>"}
+    assert response["Content-Disposition"] == 'attachment; filename="person.json"'
+    structured.conversation.messages.filter(pk=structured.pk).update(status="stopped")
+    assert page.get(url("data", conversation, structured.pk)).status_code == 404
+
+
+def test_data_stay_data_when_their_schema_is_gone(page, conversation, structured, schema):
+    schema.delete()
+    assert "data-view" in html(page.get(url("message", conversation, structured.pk)))
+
+
+def test_the_composer_and_the_settings_name_the_schema(page, conversation, structured):
+    text = html(page.get(url("show", conversation)))
+    assert text.count(">Person</") == 2 and 'aria-label="Schema of the answers: Person"' in text
+
+
+def test_the_first_page_takes_a_schema_from_its_address_if_one_may_see_it(page, model, schema):
+    own = f"/?schema={schema.pk}"
+    assert "Schema of the answers: Person" in html(page.get(own))
+    Schema.objects.update(owner=User.objects.create_user("bob"))
+    for address in (own, "/?schema=x"):
+        assert "Schema of the answers: none" in html(page.get(address))
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_first_message_with_a_schema_that_is_not_ones_own_is_refused_and_kept(alice, model, schema):
+    await Schema.objects.aupdate(owner=await User.objects.acreate(username="bob"))
+    browser = AsyncClient()
+    await browser.aforce_login(alice)
+    response = await browser.post("/chat/", {"text": "Maya", "cid": "c", "schema": schema.pk})
+    assert response.status_code == 400 and "no longer shared with you" in html(response) and "Maya" in html(response)
+    assert not await Conversation.objects.aexists()
+
+
+def test_the_picker_lists_what_one_may_see_and_searches(page, alice, schema):
+    bobs = Schema.objects.create(owner=User.objects.create_user("bob"), slug="secret", name="Secret")
+    bobs.add_version(text="{}")
+    text = html(page.get(reverse("schemas:picker"), {"schema": schema.pk}))
+    assert f'data-schema="{schema.pk}" data-name="Person" aria-current="true"' in text and "Secret" not in text
+    assert "Person" in html(page.get(reverse("schemas:picker"), {"q": "pers"}))
+    assert "No schema matches" in html(page.get(reverse("schemas:picker"), {"q": "secret"}))
+
+
+def test_it_folds_what_a_model_thought(page, conversation):
+    _, reply = conversation.send("c2", "Why?")
+    reply.append("So.", reasoning="Hm, <why>?")
+    reply.end("complete", html="<p>So.</p>", reasoning_ms=2500)
+    text = html(page.get(url("message", conversation, reply.pk)))
+    assert "<summary>Thought for 2.5 s</summary>" in text and "Hm, &lt;why&gt;?" in text
+    assert "<details" not in html(page.get(url("message", conversation, reply.parent_id)))

@@ -57,6 +57,7 @@ TABLE: dict[str, list[Row]] = {
     "chat:show": [own("GET", 200)],
     "chat:messages": [own("GET", 200)],
     "chat:message": [own("GET", 200)],
+    "chat:data": [own("GET", 200)],
     "chat:menu": [own("GET", 200)],
     "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
     "chat:delete": [own("GET", 200), own("POST", 302)],
@@ -65,6 +66,36 @@ TABLE: dict[str, list[Row]] = {
     "chat:select": [own("POST", 302, message="{message}")],
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
+    "schemas:index": [any_user("GET", 200)],
+    "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
+    "schemas:check": [any_user("POST", 200, text="{{}}")],
+    "schemas:draft": [any_user("POST", 200)],
+    "schemas:show": [own("GET", 200)],
+    "schemas:edit": [own("GET", 200), own("POST", 400)],
+    "schemas:duplicate": [own("POST", 302)],
+    "schemas:share": [Row("POST", LOGIN, 403, GONE, 403)],
+    "schemas:delete": [own("GET", 200), own("POST", 302)],
+    "schemas:compare": [own("GET", 200)],
+    "schemas:roll-back": [own("POST", 302, version="1")],
+    "schemas:try-it": [own("GET", 200)],
+    "schemas:run": [own("POST", 400), own("POST", 200, input="Hello", version="1", model="starter")],
+    "schemas:try-out": [own("GET", 200)],
+    "schemas:try-out-delete": [own("POST", 204)],
+    "schemas:picker": [any_user("GET", 200)],
+    "schemas:batches": [any_user("GET", 200)],
+    "schemas:batch-new": [any_user("GET", 200)],
+    "schemas:batch-preview": [any_user("POST", 200)],
+    "schemas:batch-create": [any_user("POST", 400)],
+    "schemas:batch": [own("GET", 200)],
+    "schemas:batch-progress": [own("GET", 200)],
+    "schemas:batch-rows": [own("GET", 200)],
+    "schemas:batch-pause": [own("POST", 302)],
+    "schemas:batch-resume": [own("POST", 302)],
+    "schemas:batch-cancel": [own("POST", 302)],
+    "schemas:batch-retry": [own("POST", 302)],
+    "schemas:batch-delete": [own("POST", 302)],
+    "schemas:batch-csv": [own("GET", 200)],
+    "schemas:batch-jsonl": [own("GET", 200)],
     "setup": [public("GET", 302), public("POST", 302)],
     "login": [Row("GET", 200, 302, 302, 302)],
     "logout": [Row("GET", LOGIN, 405, 405, 405)],
@@ -76,6 +107,9 @@ TABLE: dict[str, list[Row]] = {
     "v1:model": [public("GET", 401)],
     "v1:chat-completions": [public("POST", 401)],
     "v1:unknown": [public("GET", 404), public("POST", 404)],
+    "native:structured": [public("POST", 401)],
+    "native:extract-parameters": [public("POST", 401)],
+    "native:unknown": [public("GET", 404), public("POST", 404)],
 }
 
 ROWS = [(name, row) for name, rows in TABLE.items() for row in rows]
@@ -96,6 +130,8 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
+from localllm.gateway.models import Job
+from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
     user = User.objects.get_or_create(username=name)[0]
@@ -111,8 +147,16 @@ def fill(conversation, cid, **end):
 for number in range(%(number)d):
     chat = Conversation.objects.create(owner=User.objects.get(username="owner"))
     cut = fill(chat, "a", status="stopped")["message"]
-    ids = fill(chat, "b", status="complete", finish_reason="stop")
-    made["conversations"].append({"id": str(chat.pk), "cut": cut, **ids})
+    ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
+    job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
+    batch = Batch.objects.create(job=job)
+    schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
+    version = schema.add_version(text='{"type": "string"}', max_tokens=50)
+    account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
+    kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
+    ids["try_out"] = str(kept.pk)
+    rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
+    made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
 print(json.dumps(made))
@@ -166,10 +210,14 @@ def test_every_operation_has_an_entry() -> None:
     assert set(FRAMES) == set(OPERATIONS)
 
 
+UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothing"}
+
+
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
-    if name == "v1:unknown":
-        return "/v1/nothing"
+    known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    if name in UNKNOWN:
+        return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})
 
 

@@ -29,16 +29,16 @@ NEUTRAL: dict[str, object] = {
 NOTES = frozenset({"user", "metadata", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"})
 
 
-class _Strict(BaseModel):
+class Body(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class TextPart(_Strict):
+class TextPart(Body):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: list[TextPart]
 
@@ -59,11 +59,11 @@ class ChatMessage(_Strict):
         return "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ChatCompletionBody(_Strict):
+class ChatCompletionBody(Body):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: str = "default"
     max_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -93,31 +93,25 @@ class ChatCompletionBody(_Strict):
 
     def check(self) -> None:
         """Raise ApiError for what cannot be kept: unknown parameters, contradictions, broken text."""
-        _refuse_unknown(self, "")
-        for number, message in enumerate(self.messages):
-            for part in (message, *message.content):
-                _refuse_unknown(part, f"messages[{number}].")
-            _refuse_lone_surrogates(message.text, f"messages[{number}].content")
+        refuse_unknown(self, "")
+        check_messages(self.messages)
         for text in _as_list(self.stop):
-            _refuse_lone_surrogates(text, "stop")
+            refuse_lone_surrogates(text, "stop")
         if self.stop and not isinstance(self.response_format, TextFormat | None):
-            raise _refusal("stop", "it would cut the JSON that response_format asks for; leave it out")
+            raise refusal("stop", "it would cut the JSON that response_format asks for; leave it out")
         if self.stream_options is not None:
-            _refuse_unknown(self.stream_options, "stream_options.")
+            refuse_unknown(self.stream_options, "stream_options.")
             if not self.stream:
-                raise _refusal("stream_options", "it is allowed only together with stream: true")
+                raise refusal("stream_options", "it is allowed only together with stream: true")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _refusal("top_logprobs", "it is allowed only together with logprobs: true")
+            raise refusal("top_logprobs", "it is allowed only together with logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise _refusal("max_tokens", f"max_completion_tokens says {self.max_completion_tokens}; send one of them")
+            raise refusal("max_tokens", f"max_completion_tokens says {self.max_completion_tokens}; send one of them")
 
     def to_request(self, model: LanguageModel, owner: str) -> ChatRequest:
         """What the model is asked. Its own system prompt speaks where the client sent none."""
-        roles = {"developer": "system"}
-        turns = [Message(roles.get(m.role, m.role), m.text) for m in self.messages]  # type: ignore[arg-type]
-        if model.system_prompt and all(turn.role != "system" for turn in turns):
-            turns.insert(0, Message("system", model.system_prompt))
-        return ChatRequest(messages=tuple(turns), params=self._params(model), owner=owner)
+        messages = model.with_system_prompt(turns(self.messages))
+        return ChatRequest(messages=messages, params=self._params(model), owner=owner)
 
     def _params(self, model: LanguageModel) -> SamplingParams:
         wanted = {
@@ -137,27 +131,39 @@ class ChatCompletionBody(_Strict):
         )
 
 
+def turns(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    roles = {"developer": "system"}
+    return tuple(Message(roles.get(each.role, each.role), each.text) for each in messages)  # type: ignore[arg-type]
+
+
+def check_messages(messages: list[ChatMessage]) -> None:
+    for number, message in enumerate(messages):
+        for part in (message, *message.content):
+            refuse_unknown(part, f"messages[{number}].")
+        refuse_lone_surrogates(message.text, f"messages[{number}].content")
+
+
 def _as_list(stop: str | list[str] | None) -> list[str]:
     return [stop] if isinstance(stop, str) else stop or []
 
 
-def _refuse_unknown(part: _Strict, prefix: str) -> None:
+def refuse_unknown(part: Body, prefix: str) -> None:
     for name, value in (part.model_extra or {}).items():
         if name in NOTES or value in (None, [], {}) or (name in NEUTRAL and value == NEUTRAL[name]):
             continue
-        raise _refusal(f"{prefix}{name}", f"this server does not support it{_or_only(name)}; leave it out")
+        raise refusal(f"{prefix}{name}", f"this server does not support it{_or_only(name)}; leave it out")
 
 
 def _or_only(name: str) -> str:
     return f" with a value other than {NEUTRAL[name]!r}" if name in NEUTRAL else ""
 
 
-def _refuse_lone_surrogates(text: str, param: str) -> None:
+def refuse_lone_surrogates(text: str, param: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _refusal(param, "it holds half of a surrogate pair, which is no character") from None
+        raise refusal(param, "it holds half of a surrogate pair, which is no character") from None
 
 
-def _refusal(param: str, why: str) -> ApiError:
+def refusal(param: str, why: str) -> ApiError:
     return ApiError(400, f"{param}: {why}.", param=param, code="unsupported_parameter")

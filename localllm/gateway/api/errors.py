@@ -1,4 +1,4 @@
-"""Every error of /v1 in OpenAI's shape, as a full sentence, with the status its client library expects."""
+"""Every error of the HTTP APIs in OpenAI's shape, as a full sentence, with the status its client library expects."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def no_key() -> ApiError:
     )
 
 
-def from_provider(exc: ProviderError, *, is_loaded: bool) -> ApiError:
+def from_provider(exc: ProviderError, *, is_loaded: bool, schema_param: str = "response_format") -> ApiError:
     """`is_loaded` says whether the model runs: then what it permanently refuses is the request's fault."""
     if isinstance(exc, StructuredError):
-        return from_structured(exc)
+        return from_structured(exc, schema_param)
     if isinstance(exc, QueueFull):
         return ApiError(503, str(exc), code="queue_full", retry_after_s=exc.retry_after_s)
     if exc.permanent and is_loaded:
@@ -78,10 +78,10 @@ def from_provider(exc: ProviderError, *, is_loaded: bool) -> ApiError:
     return ApiError(503, str(exc), code="model_unavailable")
 
 
-def from_structured(exc: StructuredError) -> ApiError:
+def from_structured(exc: StructuredError, schema_param: str) -> ApiError:
     """422 where no attempt was valid: to a 5xx OpenAI's clients would send the same request thrice again."""
     status = 422 if exc.kind == "invalid_after_retries" else 400
-    param = "max_tokens" if exc.kind == "truncated" else "response_format"
+    param = "max_tokens" if exc.kind == "truncated" else schema_param
     details = {
         "candidate": exc.candidate,
         "violations": [{"path": each.path, "message": each.message} for each in exc.violations[:MAX_VIOLATIONS]],

@@ -5,7 +5,6 @@ Parses, passes one request through the door, formats the answer. A client that g
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -13,36 +12,23 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
-from django.urls import re_path
-from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
-from ninja.security import HttpBearer
 
 from localllm.gateway import completions, database
-from localllm.gateway.api import errors, response_format, sse
+from localllm.gateway.api import access, errors, response_format, sse
 from localllm.gateway.api.chat_request import ChatCompletionBody
-from localllm.gateway.api.errors import ApiError
 from localllm.gateway.models import ApiKey, LanguageModel
 from localllm.gateway.providers import local
 from localllm.inference.errors import ProviderError
 from localllm.inference.structured import StructuredResult
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, TokenLogprob, Usage
 
-log = logging.getLogger(__name__)
-
-KEEP_ALIVE_S = 15.0
 OWNED_BY = "localllm"
 
 
-class BearerKey(HttpBearer):
-    async def authenticate(self, request: HttpRequest, token: str) -> ApiKey | None:
-        return await database.write(ApiKey.objects.authenticate, token.strip())
-
-
-api = NinjaAPI(urls_namespace="v1", auth=BearerKey(), docs_url=None, openapi_url=None)
+api = NinjaAPI(urls_namespace="v1", auth=access.BearerKey(), docs_url=None, openapi_url=None)
 errors.handle_all(api)
 
 
@@ -56,61 +42,25 @@ async def list_models(request: HttpRequest) -> dict[str, Any]:
 
 @api.get("/models/{name}", url_name="model")
 async def retrieve_model(request: HttpRequest, name: str) -> dict[str, Any]:
-    return _model_row(await _find_model(name), name)
+    return _model_row(await access.find_model(name), name)
 
 
 @api.post("/chat/completions", url_name="chat-completions")
 async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody) -> HttpResponseBase:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await _find_model(body.model)
+    model = await access.find_model(body.model)
     asker = completions.Asker(source="api", user=key.user, api_key=key)
     asked = body.to_request(model, owner=f"user:{key.user_id}")
     answer = Answer(model, wanted=await response_format.wanted(body.response_format), is_streamed=bool(body.stream))
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return await _stream(answer, asked, asker, with_usage)
+        return await sse.respond(_chunks(answer, asked, asker, with_usage))
     await answer.collect(asked, asker)
     return JsonResponse(answer.completion())
 
 
-@csrf_exempt
-async def unknown_endpoint(request: HttpRequest) -> JsonResponse:
-    return ApiError(
-        404,
-        f"{request.method} {request.path} does not exist. This server has GET /v1/models and "
-        "POST /v1/chat/completions.",
-        code="unknown_url",
-    ).response()
-
-
-# A key is the login here. Ninja's own page at the root would lead to documentation that is switched off.
-urlpatterns: list[Any] = [
-    *(pattern for pattern in cast(list[Any], api.urls[0]) if pattern.name != "api-root"),
-    re_path("", unknown_endpoint, name="unknown"),
-]
-for pattern in urlpatterns:
-    login_not_required(pattern.callback)
-
-
-async def _find_model(name: str) -> LanguageModel:
-    def find() -> tuple[LanguageModel | None, list[str]]:
-        enabled = LanguageModel.objects.filter(is_enabled=True)
-        try:
-            return enabled.named(name), []
-        except LanguageModel.DoesNotExist:
-            return None, [model.name for model in enabled]
-
-    model, names = await database.read(find)
-    if model is None:
-        known = ", ".join(names) or "none"
-        raise ApiError(
-            404,
-            f"There is no model {name!r} here. “default” is the default model; by name there are: {known}.",
-            param="model",
-            code="model_not_found",
-        )
-    return model
+urlpatterns = access.addresses(api, "GET /v1/models and POST /v1/chat/completions")
 
 
 def _model_row(model: LanguageModel, id: str) -> dict[str, Any]:
@@ -243,39 +193,20 @@ class Answer:
         }
 
 
-async def _stream(answer: Answer, asked: ChatRequest, asker: completions.Asker, with_usage: bool) -> sse.EventStream:
-    """The response, once the request is accepted: until then an error still has its own status."""
-    events = sse.with_pauses(answer.events(asked, asker), KEEP_ALIVE_S)
-    async for first in events:
-        if not isinstance(first, Loading):
-            break
-    return sse.EventStream(_parts(answer, first, events, with_usage))
-
-
-async def _parts(
-    answer: Answer, first: Event | None, events: AsyncGenerator[Event | None, None], with_usage: bool
-) -> AsyncGenerator[str, None]:
-    async with aclosing(events):
-        yield sse.event(answer.role_chunk())
-        try:
-            event: Event | None = first
-            while not isinstance(event, Finished):
-                if event is None:
-                    yield sse.KEEP_ALIVE
-                elif isinstance(event, Chunk) and (event.text or event.logprobs):
-                    yield sse.event(answer.text_chunk(event))
-                event = await anext(events)
-        except ApiError as exc:
-            yield sse.event(exc.body)
-            return
-        except Exception:
-            log.exception("A stream of /v1 failed.")
-            yield sse.event(errors.bug().body)
-            return
-        yield sse.event(answer.last_chunk())
-        if with_usage:
-            yield sse.event(answer.usage_chunk())
-        yield sse.DONE
+async def _chunks(
+    answer: Answer, asked: ChatRequest, asker: completions.Asker, with_usage: bool
+) -> AsyncGenerator[dict[str, Any]]:
+    is_begun = False
+    async with aclosing(answer.events(asked, asker)) as events:
+        async for event in events:
+            if not is_begun and not isinstance(event, Loading):
+                yield answer.role_chunk()
+                is_begun = True
+            if isinstance(event, Chunk) and (event.text or event.logprobs):
+                yield answer.text_chunk(event)
+    yield answer.last_chunk()
+    if with_usage:
+        yield answer.usage_chunk()
 
 
 def _tokens_per_s(usage: Usage) -> float | None:

@@ -55,10 +55,11 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The schema that an answer must satisfy, and what its author says of it."""
+    """The schema that an answer must satisfy, what its author says of it, and the text its values come from."""
 
     schema: CompiledSchema
     about: str = ""
+    source: str = ""  # the last message if empty
 
 
 async def wanted(format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> Wanted | None:
@@ -69,7 +70,7 @@ async def wanted(format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None
         return None
     named = format.json_schema
     try:
-        schema = await structured.compiler.compile(_text(named.schema_))
+        schema = await structured.compiler.compile(schema_text(named.schema_))
     except SchemaRefused as exc:
         raise from_refused_schema(exc, PARAM) from exc
     if named.strict:
@@ -77,7 +78,7 @@ async def wanted(format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None
     return Wanted(schema, f"{named.name}: {named.description}" if named.description else "")
 
 
-def _text(schema: dict[str, Any] | bool) -> str:
+def schema_text(schema: dict[str, Any] | bool) -> str:
     try:
         text = json.dumps(schema, ensure_ascii=False)
         text.encode()
@@ -111,7 +112,13 @@ async def events(
     """
     as_written = as_written and wanted.schema.is_exact
     items = structured.stream(
-        asked, wanted.schema, model, asker, about=wanted.about, max_attempts=1 if as_written else MAX_ATTEMPTS
+        asked,
+        wanted.schema,
+        model,
+        asker,
+        about=wanted.about,
+        source=wanted.source,
+        max_attempts=1 if as_written else MAX_ATTEMPTS,
     )
     logprobs: list[TokenLogprob] = []
     finished: Finished | None = None

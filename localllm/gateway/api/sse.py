@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 from django.http import StreamingHttpResponse
 
+from localllm.gateway.api import errors
+from localllm.gateway.api.errors import ApiError
+
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 10.0
 KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
@@ -31,11 +38,40 @@ class EventStream(StreamingHttpResponse):
                 yield part.encode()
 
 
+async def respond(bodies: AsyncGenerator[dict[str, Any]]) -> EventStream:
+    """Each body as an event, then [DONE]; an error on the way is an event too, and [DONE] does not come.
+
+    Returns when there is a first one: until then an error is raised, and still has its own status.
+    """
+    items = with_pauses(bodies)
+    return EventStream(_parts(await anext(items), items))
+
+
+async def _parts(first: dict[str, Any] | None, items: AsyncGenerator[dict[str, Any] | None]) -> AsyncGenerator[str]:
+    async with aclosing(items):
+        yield _part(first)
+        try:
+            async for body in items:
+                yield _part(body)
+        except ApiError as exc:
+            yield event(exc.body)
+            return
+        except Exception:
+            log.exception("A stream failed.")
+            yield event(errors.bug().body)
+            return
+        yield DONE
+
+
+def _part(body: dict[str, Any] | None) -> str:
+    return KEEP_ALIVE if body is None else event(body)
+
+
 def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def with_pauses(items: AsyncGenerator[T, None], every_s: float) -> AsyncGenerator[T | None, None]:
+async def with_pauses(items: AsyncGenerator[T, None], every_s: float = KEEP_ALIVE_S) -> AsyncGenerator[T | None, None]:
     """The items, and None each time none has come for `every_s`. Closes `items` when it is closed."""
     waiting = asyncio.ensure_future(_next(items))
     try:

@@ -12,6 +12,7 @@ from django.db.models import Q
 
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.providers.llamacpp import LocalModel
+from localllm.inference.types import Message
 
 HASH_CHUNK_BYTES = 1 << 20
 
@@ -112,6 +113,12 @@ class LanguageModel(models.Model):
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""
         return LocalModel(Path(self.path), self.engine_settings, self.sha256)
+
+    def with_system_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The conversation; its own system prompt speaks where it brings none."""
+        if not self.system_prompt or any(message.role == "system" for message in messages):
+            return messages
+        return (Message("system", self.system_prompt), *messages)
 
     def make_default(self) -> None:
         with transaction.atomic():
