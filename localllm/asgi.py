@@ -11,11 +11,13 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "localllm.settings")
 
 from django.core.asgi import get_asgi_application
 
-django_application = get_asgi_application()
+pages = get_asgi_application()
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.exception import convert_exception_to_response
 from django.urls import path
 
 from chat import live
@@ -23,7 +25,7 @@ from chat.consumers import ChatConsumer
 from localllm.gateway import database, jobs, registration
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
-from localllm.gateway.security import HttpsProxy, OriginGuard
+from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from localllm.inference.errors import ProviderError
 from schemas_app.batches import running as batches
@@ -31,7 +33,31 @@ from schemas_app.batches import running as batches
 consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
 sockets: Any = AuthMiddlewareStack(URLRouter([path("ws/chat/<uuid:conversation_id>/", consumer)]))
 
-application: Application = ProtocolTypeRouter({"http": django_application, "websocket": OriginGuard(sockets)})
+API = ("/v1/", "/api/")
+
+
+class ApiHandler(ASGIHandler):
+    """Django for programs, which bring a key instead of a session.
+
+    The other middleware is about pages, and each of its steps would change to another thread and back.
+    """
+
+    def load_middleware(self, is_async: bool = False) -> None:
+        self._view_middleware: list[Any] = []
+        self._template_response_middleware: list[Any] = []
+        self._exception_middleware: list[Any] = []
+        answer = convert_exception_to_response(self._get_response_async)  # type: ignore[attr-defined]
+        self._middleware_chain = convert_exception_to_response(ContentSecurityPolicyMiddleware(answer))
+
+
+api = ApiHandler()
+
+
+async def http(scope: Any, receive: Any, send: Any) -> None:
+    await (api if scope["path"].startswith(API) else pages)(scope, receive, send)
+
+
+application: Application = ProtocolTypeRouter({"http": http, "websocket": OriginGuard(sockets)})
 if settings.SESSION_COOKIE_SECURE:
     application = HttpsProxy(application)
 

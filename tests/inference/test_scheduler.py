@@ -45,12 +45,24 @@ def test_a_running_request_counts_as_its_owners_first():
 
 
 def test_running_answers_go_before_a_long_prompt():
-    scheduler = Scheduler(2, 8)
+    scheduler = Scheduler(2, 64)
     answer, prompt = sequence([1]), sequence(range(100), owner="bob")
     scheduler.add(answer)
     scheduler.add(prompt)
     admitted(scheduler)
-    assert [(piece.seq, piece.count) for piece in scheduler.schedule()] == [(answer, 1), (prompt, 7)]
+    assert [(piece.seq, piece.count) for piece in scheduler.schedule()] == [(answer, 1), (prompt, 63)]
+
+
+def test_a_prompt_is_not_cut_for_a_few_tokens():
+    scheduler = Scheduler(3, 512)
+    answer = sequence([1])
+    scheduler.add(answer)
+    admitted(scheduler)
+    scheduler.advance(scheduler.schedule()[0], [5])
+    for length in (70, 71):
+        scheduler.add(sequence(range(length), owner=f"owner {length}"))
+    admitted(scheduler)
+    assert [piece.count for piece in scheduler.schedule(max_prefill_tokens=64)] == [1, 70]
 
 
 def test_prompts_get_little_of_a_step_while_others_decode_and_all_of_it_alone():

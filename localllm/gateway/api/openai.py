@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from django.http import HttpRequest, JsonResponse
@@ -70,7 +71,7 @@ def _model_row(model: LanguageModel, id: str) -> dict[str, Any]:
 # Answers
 
 
-@dataclass(slots=True)
+@dataclass
 class Answer:
     """One answer on its way, as the chunks of a stream or as one object."""
 
@@ -146,14 +147,18 @@ class Answer:
         }
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    @cached_property
+    def _build(self) -> str | None:
         host = local.loaded(self.model.local())
+        return host.info.build if host and host.info else None
+
+    def _head(self, kind: str) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model.name,
-            "system_fingerprint": host.info.build if host and host.info else None,
+            "system_fingerprint": self._build,
         }
 
     def _finish_reason(self) -> str:

@@ -18,8 +18,9 @@ from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError, QueueFull
 from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Started, Waiting
 
-# While answers are streaming, new prompts get so much of each step that it takes about this long.
-MIXED_STEP_S = 0.25
+# While answers are streaming, new prompts get so much of each step that it takes about this long; longer when
+# more wait for their first token than read.
+MIXED_STEP_S, LONGEST_MIXED_STEP_S = 0.25, 2.0
 MIN_PREFILL_TOKENS = 32
 
 
@@ -141,7 +142,12 @@ class Engine:
         return place * sum(self._service_s) / len(self._service_s) / self._runner.num_slots
 
     def _max_prefill_tokens(self) -> int | None:
-        return max(MIN_PREFILL_TOKENS, int(self._prefill_rate * MIXED_STEP_S)) if self._prefill_rate else None
+        if not self._prefill_rate:
+            return None
+        running = self._scheduler.running
+        num_reading = max(1, sum(seq.is_decoding for seq in running))
+        step_s = MIXED_STEP_S * max(1, len(running) / num_reading - 1)
+        return max(MIN_PREFILL_TOKENS, int(self._prefill_rate * min(step_s, LONGEST_MIXED_STEP_S)))
 
     def _run(self, slices: list[Slice]) -> list[Sample | None]:
         self.num_steps += 1

@@ -14,6 +14,7 @@ from localllm.inference.engine.sequence import Sequence
 
 # Copying a prefix to another slot moves that slot's whole buffer, so a few tokens are computed anew.
 MIN_TOKENS_TO_COPY = 16
+MIN_SLICE = 32  # tokens of a prompt that are worth a place in a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +117,23 @@ class Scheduler:
     def schedule(self, max_prefill_tokens: int | None = None) -> list[Slice]:
         """The next batch. `max_prefill_tokens` bounds what new prompts add while others decode.
 
-        Sequences that are one token behind go first, so a long prompt never stalls running answers.
+        Sequences that are one token behind go first, so a long prompt never stalls running answers. A prompt
+        is not cut for a few tokens: llama.cpp computes each odd end as a batch of its own.
         """
-        budget = self.max_batch_tokens
+        room = self.max_batch_tokens
         running = sorted(self.running, key=lambda seq: seq.num_pending)
-        if max_prefill_tokens is not None and any(seq.is_decoding for seq in running):
-            num_decoding = sum(seq.num_pending for seq in running if seq.is_decoding)
-            budget = min(budget, num_decoding + max_prefill_tokens)
-        slices = []
+        is_mixed = any(seq.is_decoding for seq in running)
+        budget = max_prefill_tokens if is_mixed and max_prefill_tokens is not None else room
+        slices: list[Slice] = []
         for seq in running:
-            if count := min(seq.num_pending, budget):
-                slices.append(Slice(seq, count))
+            if seq.is_decoding:
+                count = min(seq.num_pending, room)
+            else:
+                count = min(_uncut(seq.num_pending, budget), room)
                 budget -= count
+            if count > 0:
+                slices.append(Slice(seq, count))
+                room -= count
         return slices
 
     def advance(self, piece: Slice, tokens: list[int]) -> None:
@@ -150,6 +156,13 @@ class Scheduler:
         """The KV cache was lost: no free slot holds anything any more."""
         for slot in self.slots:
             slot.cached = []
+
+
+def _uncut(num_pending: int, budget: int) -> int:
+    """How much of a prompt to compute: about `budget`, but neither all except a few tokens nor a few alone."""
+    if num_pending <= budget * 3 // 2:
+        return num_pending
+    return budget if budget >= MIN_SLICE else 0
 
 
 def common_prefix_len(a: list[int], b: list[int]) -> int:
