@@ -1,26 +1,22 @@
 """The hub over HTTP: what a repository holds, and the bytes of its files. Refusals become sentences here.
 
-huggingface-hub gives addresses, headers and the shape of the answers; the requests go through our own client,
+huggingface-hub gives addresses and the shape of the answers; the requests go through our own client,
 which can be closed at any time, connects to judged addresses only, and gives up on a server that says nothing.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
-# Read when it is imported: with telemetry it asks the hub for a list of programs it might run under.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import httpx2
 from huggingface_hub import ModelInfo, hf_hub_url
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from localllm.inference.errors import HubError
 from localllm.inference.hub.files import HubFile, Part, gguf_files
@@ -30,7 +26,6 @@ ENDPOINT = "https://huggingface.co"
 CONNECT_S = 10.0
 MAX_REDIRECTS = 5
 MAX_LISTING = 32 << 20
-LIBRARY = "localllm"
 
 
 class Hub:
@@ -42,7 +37,8 @@ class Hub:
         self.endpoint = endpoint.rstrip("/")
         self.is_offline = is_offline
         self.silence_s = silence_s
-        self._headers = build_hf_headers(token=token or False, library_name=LIBRARY)
+        # Not by huggingface-hub: to make headers it asks the hub for a list of programs that it might run under.
+        self._headers = {"User-Agent": "LocalLLM"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = bool(token)
 
     async def list_files(self, repo: str, revision: str = "main") -> list[HubFile]:

@@ -78,6 +78,8 @@ def gguf_files(repo: str, info: ModelInfo) -> list[HubFile]:
 
 def _part(sibling: RepoSibling) -> Part | None:
     path, lfs = sibling.rfilename, sibling.lfs
+    if path.startswith("/") or ".." in path.split("/"):  # no name that git has
+        return None
     if not path.lower().endswith(".gguf") or lfs is None or not SHA256.fullmatch(str(lfs.sha256)):
         return None
     return Part(path, lfs.size, lfs.sha256) if isinstance(lfs.size, int) and lfs.size > 0 else None
