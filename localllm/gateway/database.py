@@ -8,11 +8,16 @@ Awaiting a write that is cancelled does not undo it: every write must be safe to
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from django.db import connection
+from django.db import OperationalError, connection
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,6 +28,16 @@ _readers = ThreadPoolExecutor(4, thread_name_prefix="db-reader")
 
 async def write(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return await _run(_writer, lambda: function(*args, **kwargs))
+
+
+async def store(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Write, however long it takes: a full disk or a locked database holds it up, and loses nothing."""
+    while True:
+        try:
+            return await write(function, *args, **kwargs)
+        except OperationalError as exc:
+            log.error("The database cannot be written, trying again in %.0f s: %s", RETRY_S, exc)
+            await asyncio.sleep(RETRY_S)
 
 
 async def read(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -56,11 +56,12 @@ class Store:
             )
 
     def discard(self, file: HubFile) -> None:
-        """Remove what is unfinished of it."""
+        """Remove all of it, finished or not."""
         for path in self._paths(file):
+            path.unlink(missing_ok=True)
             _delete_unfinished(path)
         folder = self.path(file).parent
-        if folder != self.folder and folder.is_dir() and not any(folder.iterdir()):
+        if folder != self.folder and folder.is_dir():
             folder.rmdir()
 
     @asynccontextmanager
