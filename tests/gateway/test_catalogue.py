@@ -10,9 +10,9 @@ from localllm.inference.memory import Machine
 GB = 10**9
 
 
-def on(gigabytes: int, settings: EngineSettings | None = None) -> dict[str, Choice]:
+def on(gigabytes: int) -> dict[str, Choice]:
     machine = Machine(total_bytes=gigabytes * GB, available_bytes=gigabytes * GB)
-    return {choice.entry.name: choice for choice in choices(machine, settings or EngineSettings())}
+    return {choice.entry.name: choice for choice in choices(machine, EngineSettings())}
 
 
 def recommended(found: dict[str, Choice]) -> Entry | None:

@@ -14,7 +14,22 @@ from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ModelRefused
 from localllm.inference.memory import MIN_WINDOW, Machine, account, fit, largest_window, this_machine
 from localllm.inference.shapes import Shape
-from tests.inference.test_gguf import ARCHITECTURE, CONTEXT, KEYS, SHAPE, TOKENS, U32, array, build, number, text
+from tests.hub import REPO, HubServer
+from tests.inference.test_gguf import (
+    ARCHITECTURE,
+    CONTEXT,
+    DATA,
+    KEYS,
+    SHAPE,
+    TENSORS,
+    TOKENS,
+    U32,
+    array,
+    build,
+    number,
+    tensor,
+    text,
+)
 
 STARTER = Path(__file__).parents[2] / "localllm/gateway/data/starter.gguf"
 GB = 10**9
@@ -232,13 +247,13 @@ class Elsewhere:
         self.size = size or len(content)
         self.num_read = 0
 
-    async def read(self, start: int, length: int) -> bytes:
+    async def read(self, part: int, start: int, length: int) -> bytes:
         data = self.content[start : start + length]
         self.num_read += len(data)
         return data
 
     async def header(self) -> Header:
-        return await fetch_header(self.read, size=self.size, name=STARTER.name)
+        return await fetch_header(self.read, sizes=[self.size], name=STARTER.name)
 
 
 async def test_it_reads_a_header_by_ranges() -> None:
@@ -259,6 +274,64 @@ async def test_it_refuses_a_file_that_ends_in_its_header() -> None:
         await Elsewhere(STARTER.read_bytes()[:9000]).header()
     with pytest.raises(ModelRefused, match="ends in the middle of its header"):
         await Elsewhere(STARTER.read_bytes()[:9000], size=STARTER.stat().st_size).header()
+
+
+async def test_it_reads_a_header_from_the_hub() -> None:
+    with HubServer(files={"starter.gguf": STARTER.read_bytes()}) as server:
+        hub = server.client()
+        file = await hub.find_file(REPO, "starter.gguf")
+        header = await fetch_header(
+            lambda part, start, length: hub.read_range(file, start, length, part=part),
+            sizes=[part.size_bytes for part in file.parts],
+            name=file.name,
+        )
+    assert header == read_header(STARTER)
+    assert [request.headers["range"] for request in server.downloads()] == ["bytes=0-2097151"]
+
+
+# Split files
+
+
+def parts(folder: Path, *, second_number: int = 1) -> Path:
+    """A model in two parts, the second of which says that it is `second_number`, counted from 0."""
+    first = build([*KEYS, number("split.count", 2), number("split.no", 0)], TENSORS[:1], DATA[:576])
+    second = build([number("split.count", 2), number("split.no", second_number)], [tensor("c", [32])], bytes(128))
+    (folder / "m-00002-of-00002.gguf").write_bytes(second)
+    (folder / "m-00001-of-00002.gguf").write_bytes(first)
+    return folder / "m-00001-of-00002.gguf"
+
+
+def test_it_reads_the_parts_of_a_split_file_as_one(tmp_path: Path) -> None:
+    found = read_header(parts(tmp_path))
+    assert [tensor.name for tensor in found.tensors] == ["a", "c"]
+    assert found.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+async def test_it_reads_the_parts_of_a_split_file_elsewhere(tmp_path: Path) -> None:
+    first = parts(tmp_path)
+    contents = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+
+    async def read(part: int, start: int, length: int) -> bytes:
+        return contents[part][start : start + length]
+
+    assert await fetch_header(read, sizes=[*map(len, contents)], name=first.name) == read_header(first)
+
+
+def test_it_refuses_parts_that_do_not_belong_together(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="not part 2 of 2"):
+        read_header(parts(tmp_path, second_number=5))
+
+
+def test_it_names_the_part_that_is_missing(tmp_path: Path) -> None:
+    first = parts(tmp_path)
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    with pytest.raises(ModelRefused, match=r"m-00002-of-00002\.gguf cannot be read"):
+        read_header(first)
+
+
+def test_it_takes_no_other_part_than_the_first(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused):
+        read_header(parts(tmp_path).with_name("m-00002-of-00002.gguf"))
 
 
 def test_it_carries_a_header_between_processes() -> None:

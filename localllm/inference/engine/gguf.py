@@ -8,10 +8,11 @@ llama.cpp. Nothing is allocated because the file asks for it, and whatever its b
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -39,6 +40,7 @@ MAX_LAYERS = 1024
 MAX_CONTEXT = 1 << 27
 MAX_WIDTH = 1 << 20
 
+SPLIT = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")  # the first part, as llama.cpp names it
 FIRST_READ = 2 << 20  # of a file that lies elsewhere; a common header takes 2 to 8 MiB
 
 _BUFFER = 1 << 20
@@ -209,30 +211,48 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of the file at `path`; raises ModelRefused with the reason."""
+    """Read and check the header of the file at `path`; raises ModelRefused with the reason.
+
+    Of a split file `path` is the first part, and the others lie beside it.
+    """
+    first = _parse(path)
+    others = [_parse(path.with_name(name)) for name in first.names_of_others()]
+    return first.header(others)
+
+
+async def fetch_header(read: Callable[[int, int, int], Awaitable[bytes]], *, sizes: Sequence[int], name: str) -> Header:
+    """The same of a file that lies elsewhere, in parts of these `sizes`: `read(part, start, length)` gives a range.
+
+    Reads from the front, as much again each time, until the header is whole.
+    """
+    first, *others = [await _fetch(read, part, size, name) for part, size in enumerate(sizes)]
+    return first.header(others)
+
+
+def _parse(path: Path) -> _Parser:
     try:
         with _open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            return _Parser(file, size, path).header()
+            parser = _Parser(file, size, path)
+            parser.parse()
+            return parser
     except OSError as exc:
         raise ModelRefused(
             f"{path.name} cannot be read: {exc.strerror or exc}. Give the path of a .gguf file."
         ) from exc
 
 
-async def fetch_header(read: Callable[[int, int], Awaitable[bytes]], *, size: int, name: str) -> Header:
-    """The same of a file of `size` bytes that lies elsewhere: `read(start, length)` gives a range of it.
-
-    Reads from the front, as much again each time, until the header is whole.
-    """
+async def _fetch(read: Callable[[int, int, int], Awaitable[bytes]], part: int, size: int, name: str) -> _Parser:
     beginning = b""
     while True:
-        more = await read(len(beginning), max(len(beginning), FIRST_READ))
+        more = await read(part, len(beginning), max(len(beginning), FIRST_READ))
         beginning += more
+        parser = _Parser(BytesIO(beginning), size, PurePath(name), is_beginning=bool(more))
         try:
-            return _Parser(BytesIO(beginning), size, PurePath(name), is_beginning=bool(more)).header()
+            parser.parse()
         except _NeedsMore:
             continue
+        return parser
 
 
 @contextmanager
@@ -281,10 +301,11 @@ class _Parser:
         self._start = 0  # where in the file the buffer begins
         self._pos = 0  # where in the buffer the next byte to be read lies
         self._metadata: dict[str, _Value] = {}
+        self._tensors: tuple[Tensor, ...] = ()
 
     # The format, top down.
 
-    def header(self) -> Header:
+    def parse(self) -> None:
         if self._size == 0:
             self._refuse("it is empty")
         magic = self._take(4)
@@ -299,13 +320,29 @@ class _Parser:
             )
         for _ in range(num_keys):
             self._read_key()
-        self._check_kind()
         alignment = self._check_alignment()
         placed = [self._tensor(alignment) for _ in range(num_tensors)]
-        if not placed:
-            self._refuse("it holds a vocabulary at most, but no weights", "Download the model itself")
         self._check_layout(placed, alignment)
-        return self._header(tuple(tensor for _, tensor in placed))
+        self._tensors = tuple(tensor for _, tensor in placed)
+
+    def names_of_others(self) -> list[str]:
+        """Where llama.cpp looks for the other parts of a split file."""
+        match = SPLIT.fullmatch(self._path.name)
+        if match is None or int(match["count"]) != self._num_parts:
+            return []
+        return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in range(2, self._num_parts + 1)]
+
+    def header(self, others: Sequence[_Parser]) -> Header:
+        """What the file says, with the other parts of a split one."""
+        self._check_kind()
+        self._check_parts(others)
+        tensors = self._tensors + tuple(tensor for other in others for tensor in other._tensors)
+        if not tensors:
+            self._refuse("it holds a vocabulary at most, but no weights", "Download the model itself")
+        name, count = Counter(tensor.name for tensor in tensors).most_common(1)[0]
+        if count > 1:
+            self._refuse(f"the tensor {_shown(name)} occurs {count} times")
+        return self._header(tensors, self._size + sum(other._size for other in others))
 
     def _check_version(self, version: int) -> None:
         if version in VERSIONS:
@@ -378,12 +415,21 @@ class _Parser:
         kind = self._text("general.type") or "model"
         if kind != "model":
             self._refuse(f"it is of the kind {_shown(kind)} and not a model by itself", "Give the model's file")
-        num_parts = self._integer("split.count", 0, 0xFFFF, default=0)
-        if num_parts > 1:
+
+    @property
+    def _num_parts(self) -> int:
+        return self._integer("split.count", 0, 0xFFFF, default=0) or 1
+
+    def _check_parts(self, others: Sequence[_Parser]) -> None:
+        num_parts = self._num_parts
+        if len(others) != num_parts - 1 or self._integer("split.no", 0, 0xFFFF, default=0) != 0:
             self._refuse(
                 f"it is one of {num_parts} parts of a model",
-                "Join them with `llama-gguf-split --merge` first",
+                f"Keep all in one folder, named …-00001-of-{num_parts:05}.gguf and so on, and give the first",
             )
+        for number, other in enumerate(others, start=1):
+            if (other._integer("split.no", 0, 0xFFFF, default=0), other._num_parts) != (number, num_parts):
+                other._refuse(f"it is not part {number + 1} of {num_parts}")
 
     def _check_alignment(self) -> int:
         alignment = self._integer("general.alignment", 1, MAX_ALIGNMENT, default=32)
@@ -392,10 +438,6 @@ class _Parser:
         return alignment
 
     def _check_layout(self, placed: list[_Placed], alignment: int) -> None:
-        names = Counter(tensor.name for _, tensor in placed)
-        name, count = names.most_common(1)[0]
-        if count > 1:
-            self._refuse(f"the tensor {_shown(name)} occurs {count} times")
         base = -(-self._tell() // alignment) * alignment
         end, previous = 0, ""
         for offset, tensor in sorted(placed):
@@ -407,7 +449,7 @@ class _Parser:
                     f"it ends at byte {self._size:,} but its tensor {_shown(tensor.name)} goes to byte {base + end:,}"
                 )
 
-    def _header(self, tensors: tuple[Tensor, ...]) -> Header:
+    def _header(self, tensors: tuple[Tensor, ...], size_bytes: int) -> Header:
         architecture = self._text("general.architecture")
         if not architecture:
             self._refuse("it does not say which architecture it has")
@@ -422,7 +464,7 @@ class _Parser:
         return Header(
             architecture=_plain(architecture),
             name=_plain(self._text("general.name")) or self._path.stem,
-            size_bytes=self._size,
+            size_bytes=size_bytes,
             tensor_bytes=sum(tensor.num_bytes for tensor in tensors),
             num_parameters=sum(tensor.num_elements for tensor in tensors),
             quantisation=self._quantisation(tensors),
