@@ -14,7 +14,8 @@ import httpx2
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-NAT64 = [ipaddress.IPv6Network(network) for network in ("64:ff9b::/96", "64:ff9b:1::/48")]
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+UNICAST = ipaddress.IPv6Network("2000::/3")  # what is given out so far
 PORTS = {"http": 80, "https": 443}
 
 
@@ -69,13 +70,15 @@ async def look_up(url: httpx2.URL) -> list[Address]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether everybody's packets would reach it, by itself and by the IPv4 address it may carry."""
-    return all(a.is_global and not a.is_multicast and not a.is_reserved for a in (address, _embedded(address)))
+    """Whether everybody's packets would reach it; where it carries an IPv4 address, that one decides."""
+    address = _carried(address)
+    is_unicast = address.version == 4 or address in UNICAST
+    return is_unicast and address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def _embedded(address: Address) -> Address:
+def _carried(address: Address) -> Address:
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if any(address in network for network in NAT64) or int(address) >> 32 == 0:
+    if address in NAT64 or int(address) >> 32 == 0:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or (address.teredo or (address, address))[1]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from gguf import GGUFReader, GGUFWriter
 from pytest_django.fixtures import Settings
 
 from localllm.gateway import database, downloads
@@ -25,7 +26,8 @@ from localllm.inference.errors import HubError
 from tests.hub import REPO, HubServer
 from tests.server import ROOT, Server, manage
 
-STARTER = (ROOT / "localllm/gateway/data/starter.gguf").read_bytes()
+STARTER_PATH = ROOT / "localllm/gateway/data/starter.gguf"
+STARTER = STARTER_PATH.read_bytes()
 SHA256 = hashlib.sha256(STARTER).hexdigest()
 NEVER = 3600.0
 LIMIT_S = 60.0
@@ -67,6 +69,30 @@ async def until_over(row: Download) -> Download:
     return await until(row, lambda row: row.job.state in Job.OVER)
 
 
+def split(folder: Path) -> list[bytes]:
+    """The starter in two parts, as llama-gguf-split makes them."""
+    whole = GGUFReader(STARTER_PATH)
+    middle, parts = len(whole.tensors) // 2, []
+    for number, tensors in enumerate((whole.tensors[:middle], whole.tensors[middle:])):
+        path = folder / f"{number}.gguf"
+        part = GGUFWriter(path, whole.fields["general.architecture"].contents())
+        if number == 0:
+            for name, field in whole.fields.items():
+                if not name.startswith("GGUF.") and name != "general.architecture":
+                    part.add_key_value(name, field.contents(), field.types[0], field.types[-1])
+        part.add_uint16("split.no", number)
+        part.add_uint16("split.count", 2)
+        part.add_int32("split.tensors.count", len(whole.tensors))
+        for tensor in tensors:
+            part.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        part.write_header_to_file()
+        part.write_kv_data_to_file()
+        part.write_tensors_to_file()
+        part.close()
+        parts.append(path.read_bytes())
+    return parts
+
+
 def is_under_way(row: Download) -> bool:
     return 0 < row.num_bytes < row.size_bytes
 
@@ -80,6 +106,13 @@ class TestRows:
         assert row.model is not None
         assert (row.model.name, row.model.sha256) == ("model", SHA256)
         assert row.model.path == str(home / f"models/{SHA256}.gguf")
+
+    async def test_a_split_file_becomes_one_model(self, runner: JobRunner, hub: HubServer, tmp_path: Path) -> None:
+        hub.files = {f"q4/Starter-{n:05}-of-00002.gguf": part for n, part in enumerate(split(tmp_path), 1)}
+        row = await until_over(await downloads.request(REPO, "q4/Starter-00002-of-00002.gguf"))
+        assert (row.job.state, row.job.error) == ("complete", "")
+        assert row.model is not None
+        assert (row.model.name, row.model.sha256) == ("starter", row.sha256)
 
     async def test_two_who_want_the_same_file_share_one_download(self, home: Path) -> None:
         ada, bob = [await database.write(User.objects.create_user, name) for name in ("ada", "bob")]

@@ -380,10 +380,11 @@ async def test_it_says_when_the_hub_cannot_be_reached(store: Store) -> None:
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        *((address, True) for address in ("8.8.8.8", "2606:4700::1111", "64:ff9b::808:808")),
+        *((address, True) for address in ("8.8.8.8", "2606:4700::1111", "::ffff:808:808", "64:ff9b::808:808")),
         *((address, False) for address in ("127.0.0.1", "10.1.2.3", "169.254.169.254", "100.64.0.1", "0.0.0.0")),
         *((address, False) for address in ("::1", "::", "fd00::1", "fe80::1", "ff02::1", "224.0.0.1", "240.0.0.1")),
-        *((address, False) for address in ("::ffff:127.0.0.1", "::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::")),
+        *((address, False) for address in ("64:ff9b:1::808:808", "fec0::1", "0:0:0:1::1", "4000::1")),
+        *((address, False) for address in ("::ffff:7f00:1", "::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::")),
     ],
 )
 def test_it_knows_a_public_address(address: str, expected: bool) -> None:
