@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Collection
+from ssl import SSLContext
 
 import httpx2
 
@@ -26,10 +27,12 @@ class AddressRefused(httpx2.TransportError):
 class PublicTransport(httpx2.AsyncBaseTransport):
     """HTTPS to public addresses, and whatever `trusted_hosts` are: the names that the owner has set."""
 
-    def __init__(self, *, trusted_hosts: Collection[str] = (), schemes: Collection[str] = ("https",)) -> None:
+    def __init__(
+        self, context: SSLContext, *, trusted_hosts: Collection[str] = (), schemes: Collection[str] = ("https",)
+    ) -> None:
         self._trusted_hosts = trusted_hosts
         self._schemes = schemes
-        self._transport = httpx2.AsyncHTTPTransport(trust_env=False)
+        self._transport = httpx2.AsyncHTTPTransport(verify=context, trust_env=False)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url = request.url

@@ -7,6 +7,7 @@ import hashlib
 import ipaddress
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from tests.server import ROOT
 STARTER = (ROOT / "localllm/gateway/data/starter.gguf").read_bytes()
 SHA256 = hashlib.sha256(STARTER).hexdigest()
 PART = f"{SHA256}.gguf.part"
+TLS = ssl.create_default_context()
 
 DOWNLOAD = """
 import asyncio, resource, sys
@@ -371,9 +373,10 @@ async def test_it_opens_no_connection_when_offline(hub: HubServer, store: Store)
     assert hub.requests == []
 
 
-async def test_it_says_when_the_hub_cannot_be_reached(store: Store) -> None:
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
+async def test_it_says_when_the_hub_cannot_be_reached(endpoint: str) -> None:
     with pytest.raises(HubError, match="Check the network") as refusal:
-        await Hub(endpoint="http://127.0.0.1:1").list_files(REPO)
+        await Hub(endpoint=endpoint).list_files(REPO)
     assert not refusal.value.permanent
 
 
@@ -393,7 +396,7 @@ def test_it_knows_a_public_address(address: str, expected: bool) -> None:
 
 async def test_a_redirect_of_a_public_hub_leads_to_no_private_address(hub: HubServer) -> None:
     hub.redirect = hub.storage_url.replace("127.0.0.1", "localhost")
-    transport = PublicTransport(trusted_hosts=["127.0.0.1"], schemes=("http", "https"))
+    transport = PublicTransport(TLS, trusted_hosts=["127.0.0.1"], schemes=("http", "https"))
     async with httpx2.AsyncClient(transport=transport, follow_redirects=True) as client:
         with pytest.raises(AddressRefused, match="localhost lies in a private network"):
             await client.get(f"{hub.url}/{REPO}/resolve/{hub.commit}/model.gguf")
@@ -401,6 +404,6 @@ async def test_a_redirect_of_a_public_hub_leads_to_no_private_address(hub: HubSe
 
 
 async def test_a_redirect_of_a_public_hub_stays_encrypted() -> None:
-    async with httpx2.AsyncClient(transport=PublicTransport()) as client:
+    async with httpx2.AsyncClient(transport=PublicTransport(TLS)) as client:
         with pytest.raises(AddressRefused, match="https is needed"):
             await client.get("http://example.org/")

@@ -11,6 +11,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import cache
+from ssl import SSLContext
 from urllib.parse import quote
 
 import httpx2
@@ -112,9 +114,10 @@ class Hub:
         A proxy of the environment is used, and then judges addresses in our stead.
         """
         url = httpx2.URL(self.endpoint)
-        is_mirror = not all(map(is_public, await look_up(url)))
+        context = _tls_context()
         return httpx2.AsyncClient(
-            mounts=None if is_mirror else {"all://": PublicTransport(trusted_hosts=[url.host])},
+            mounts=None if await _is_private(url) else {"all://": PublicTransport(context, trusted_hosts=[url.host])},
+            verify=context,
             follow_redirects=True,  # httpx2 takes the token off where a redirect leaves the host
             max_redirects=MAX_REDIRECTS,
             timeout=httpx2.Timeout(self.silence_s, connect=CONNECT_S),
@@ -150,6 +153,19 @@ class Hub:
             if self._has_token
             else "then set HF_TOKEN to a token of your account"
         )
+
+
+@cache
+def _tls_context() -> SSLContext:
+    """Made once: to read all root certificates takes 20 ms."""
+    return httpx2.create_ssl_context()
+
+
+async def _is_private(url: httpx2.URL) -> bool:
+    try:
+        return not all(map(is_public, await look_up(url)))
+    except httpx2.ConnectError:
+        return False  # a proxy may know it
 
 
 async def _listing(response: httpx2.Response, repo: str) -> ModelInfo:
