@@ -69,12 +69,12 @@ async def _work(job: Job) -> None:
 
 async def _follow(row: Download, is_served: bool) -> Download:
     """Show how far it is until it is over; the row as it is then."""
-    with tqdm(total=row.size_bytes, unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(total=row.size_bytes, initial=row.num_bytes, unit="B", unit_scale=True, disable=None) as bar:
         while row.job.is_live:
             await asyncio.sleep(LOOK_EVERY_S)
             row = await database.read(Download.objects.select_related("job", "model").get, pk=row.pk)
+            bar.set_postfix_str(row.delay, refresh=False)
             bar.update(row.num_bytes - bar.n)
-            bar.set_postfix_str(row.delay)
             if is_served and not home.is_served():
                 raise CommandError("The server ended. The same command goes on from here.")
     return row
