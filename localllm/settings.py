@@ -48,6 +48,9 @@ PORT = int(setting("PORT", "8000"))
 IS_LOOPBACK = HOST in ("127.0.0.1", "::1", "localhost")
 STARTER_MODEL = BASE_DIR / "localllm/gateway/data/starter.gguf"
 MODEL = setting("LOCALLLM_MODEL")
+HF_ENDPOINT = setting("HF_ENDPOINT", "https://huggingface.co")
+HF_TOKEN = setting("HF_TOKEN")
+OFFLINE = setting("LOCALLLM_OFFLINE") == "1"
 
 
 def _secret_key() -> str:

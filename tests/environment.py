@@ -4,5 +4,5 @@ import os
 import tempfile
 
 os.environ["LOCALLLM_HOME"] = tempfile.mkdtemp(prefix="localllm-test-")
-for name in ("HOST", "PORT", "LOCALLLM_MODEL", "LOCALLLM_CONFIG", "LOCALLLM_ALLOWED_HOSTS"):
+for name in ("HOST", "PORT", "LOCALLLM_MODEL", "LOCALLLM_CONFIG", "LOCALLLM_ALLOWED_HOSTS", "HF_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(name, None)

@@ -180,6 +180,6 @@ def manage(home: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 def _environment(home: Path, own: dict[str, str]) -> dict[str, str]:
     """Nothing of the settings of whoever runs the tests."""
-    foreign = ("HOST", "PORT", "DJANGO_SUPERUSER_", "LOCALLLM_")
+    foreign = ("HOST", "PORT", "DJANGO_SUPERUSER_", "LOCALLLM_", "HF_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return inherited | {"LOCALLLM_HOME": str(home), "PYTHONUNBUFFERED": "1"} | own

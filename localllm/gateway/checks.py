@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -82,6 +83,20 @@ def check_data_directory(app_configs: Sequence[AppConfig] | None, **kwargs: Any)
             )
         ]
     return []
+
+
+@register
+def check_hub(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    url = urlsplit(settings.HF_ENDPOINT)
+    if url.scheme in ("http", "https") and url.hostname:
+        return []
+    return [
+        Error(
+            f"HF_ENDPOINT is “{settings.HF_ENDPOINT}”, which is no address of a hub.",
+            hint="Write the whole address of a mirror, such as https://hf.example.org, or leave it unset.",
+            id="localllm.E007",
+        )
+    ]
 
 
 @register

@@ -52,6 +52,16 @@ def _make_admin_of_environment() -> None:
     users.create_superuser(name, os.environ.get("DJANGO_SUPERUSER_EMAIL", ""), password)
 
 
+def is_served() -> bool:
+    """Whether a process serves it now."""
+    with (settings.HOME / "serve.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 @contextmanager
 def served() -> Iterator[None]:
     """While a process serves the data directory: no second one may, and the database stays open.

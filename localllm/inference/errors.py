@@ -2,6 +2,7 @@
 
 InferenceError
 ├── ModelRefused      a file that will never serve, with the reason
+├── HubError          the hub could not be asked, or a file not be had from it
 └── ProviderError     no answer, or no more of it; `permanent` means that asking again is no use
     ├── ContextOverflow  the prompt, or prompt and answer, are longer than the window
     ├── ConstraintError  the answer cannot be decoded by its schema; `kind` says in what way
@@ -22,6 +23,15 @@ class InferenceError(Exception):
 
 class ModelRefused(InferenceError):
     """The file cannot serve as a model."""
+
+
+class HubError(InferenceError):
+    """Nothing came from the hub; unless `permanent`, asking again after `retry_after_s` may help."""
+
+    def __init__(self, message: str, *, permanent: bool = False, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.retry_after_s = retry_after_s
 
 
 class ProviderError(InferenceError):

@@ -16,6 +16,7 @@ from typing import Any
 from localllm.inference.engine.runner import ENGINE_BUILD
 from tests.bench import throughput
 from tests.bench.first_token import first_token
+from tests.bench.fit import fit
 from tests.bench.frames import frames
 from tests.bench.kv_unified import kv_unified
 from tests.bench.make_model import SHAPES
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Coroutine[Any, Any, Report]]] = {
     "frames": frames,
     "neighbours": neighbours,
     "memory": memory,
+    "fit": fit,
     "kv-unified": kv_unified,
 }
 

@@ -144,10 +144,10 @@ def add_tensors(writer: GGUFWriter, shape: Shape, tokens: list[str]) -> None:
             writer.add_tensor(f"blk.{layer}.{name}", tensor)
 
 
-def quantise(source: Path, path: Path) -> None:
+def quantise(source: Path, path: Path, recipe: int = llama.LLAMA_FTYPE_MOSTLY_Q4_K_M) -> None:
     llama.llama_log_set(SILENT, ctypes.c_void_p(0))
     params = llama.llama_model_quantize_default_params()
-    params.ftype = llama.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    params.ftype = recipe
     code = llama.llama_model_quantize(str(source).encode(), str(path).encode(), params)
     if code:
         raise SystemExit(f"llama.cpp could not quantise {source}: it returned {code}, expected 0.")

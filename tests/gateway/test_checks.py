@@ -51,3 +51,10 @@ def test_a_network_file_system_is_recognised(tmp_path: Path) -> None:
     mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/srv /srv/my\\040data nfs4 rw 0 0\n")
     assert checks.file_system(Path("/srv/my data/localllm"), mounts) in checks.NETWORK_FILE_SYSTEMS
     assert checks.file_system(Path("/srv/other"), mounts) == "ext4"
+
+
+@pytest.mark.parametrize("endpoint", ["", "hf.example.org", "ftp://hf.example.org", "https://"])
+def test_an_endpoint_that_is_no_address_is_refused(settings: Any, endpoint: str) -> None:
+    assert checks.check_hub(None) == []
+    settings.HF_ENDPOINT = endpoint
+    assert ids(checks.check_hub(None)) == ["localllm.E007"]

@@ -1,8 +1,9 @@
 """The rows every app shares."""
 
 from localllm.gateway.models.api_key import ApiKey
+from localllm.gateway.models.download import Download
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import LanguageModel
 from localllm.gateway.models.usage import UsageLog
 
-__all__ = ["ApiKey", "Job", "LanguageModel", "UsageLog"]
+__all__ = ["ApiKey", "Download", "Job", "LanguageModel", "UsageLog"]

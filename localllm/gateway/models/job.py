@@ -13,7 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
-from django.db.models import Exists, F, OuterRef
+from django.db.models import Exists, F, OuterRef, Q
 from django.utils import timezone
 
 
@@ -22,8 +22,12 @@ class JobQuerySet(models.QuerySet["Job"]):
         return self.filter(owner_id=user.pk) if user.pk else self.none()
 
     def claim_next(self, kinds: Iterable[str]) -> Job | None:
-        """Take the oldest queued job to run it. Of one owner's jobs of a kind, one runs at a time."""
-        same = Job.objects.filter(owner=OuterRef("owner"), kind=OuterRef("kind"), state="running")
+        """Take the oldest queued job to run it. Of one owner's jobs of a kind, one runs at a time.
+
+        Jobs without an owner are the machine's, one of a kind at a time.
+        """
+        is_same_owner = Q(owner=OuterRef("owner")) | Q(owner=None)
+        same = Job.objects.filter(is_same_owner, kind=OuterRef("kind"), state="running")
         with transaction.atomic():
             job = self.filter(~Exists(same), state="queued", kind__in=kinds).order_by("created_at").first()
             return job if job is not None and job.begin() else None

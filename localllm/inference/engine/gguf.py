@@ -8,13 +8,16 @@ llama.cpp. Nothing is allocated because the file asks for it, and whatever its b
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
+from math import prod
+from pathlib import Path, PurePath
 from typing import BinaryIO, NamedTuple, NoReturn
 
 from localllm.inference.errors import ModelRefused
@@ -36,6 +39,9 @@ MAX_DIMENSIONS = 4
 MAX_LAYERS = 1024
 MAX_CONTEXT = 1 << 27
 MAX_WIDTH = 1 << 20
+
+SPLIT = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")  # the first part, as llama.cpp names it
+FIRST_READ = 2 << 20  # of a file that lies elsewhere; a common header takes 2 to 8 MiB
 
 _BUFFER = 1 << 20
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -152,6 +158,26 @@ FILE_TYPES = {
 _GUESSED = 1024  # a flag beside the file type
 
 
+_TYPES_BY_NAME = {type_.name: type_ for type_ in TENSOR_TYPES.values()}
+
+
+class Tensor(NamedTuple):
+    """One tensor of a model. `shape` begins with the length of a row, as ggml has it."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        type_ = _TYPES_BY_NAME[self.type]
+        return self.num_elements // type_.block * type_.size
+
+
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What a model file says of itself. Lengths are in tokens, sizes in bytes, widths in numbers."""
@@ -166,26 +192,67 @@ class Header:
     num_layers: int
     embedding_length: int
     num_heads: int  # the largest of all layers; 0 without attention
-    num_kv_heads: int
+    kv_heads: tuple[int, ...]  # of each layer; 0 where it has no KV cache
     key_length: int  # per head
     value_length: int
+    state_length: int  # numbers that a recurrent layer keeps of each conversation; 0 without such layers
+    feed_forward_length: int  # the widest; of all experts that are used at once
     vocab_size: int
     tokenizer: str  # "gpt2", "llama", "bert", …
     add_bos: bool | None  # None: the tokenizer's own habit
     rope_scaling: str  # "yarn", "linear", "longrope"; "" for none
     chat_template: str  # Jinja; "" for none
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def num_kv_heads(self) -> int:
+        """The largest of all layers."""
+        return max(self.kv_heads)
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of the file at `path`; raises ModelRefused with the reason."""
+    """Read and check the header of the file at `path`; raises ModelRefused with the reason.
+
+    Of a split file `path` is the first part, and the others lie beside it.
+    """
+    first = _parse(path)
+    others = [_parse(path.with_name(name)) for name in first.names_of_others()]
+    return first.header(others)
+
+
+async def fetch_header(read: Callable[[int, int, int], Awaitable[bytes]], *, sizes: Sequence[int], name: str) -> Header:
+    """The same of a file that lies elsewhere, in parts of these `sizes`: `read(part, start, length)` gives a range.
+
+    Reads from the front, as much again each time, until the header is whole.
+    """
+    first, *others = [await _fetch(read, part, size, name) for part, size in enumerate(sizes)]
+    return first.header(others)
+
+
+def _parse(path: Path) -> _Parser:
     try:
         with _open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            return _Parser(file, size, path).header()
+            parser = _Parser(file, size, path)
+            parser.parse()
+            return parser
     except OSError as exc:
         raise ModelRefused(
             f"{path.name} cannot be read: {exc.strerror or exc}. Give the path of a .gguf file."
         ) from exc
+
+
+async def _fetch(read: Callable[[int, int, int], Awaitable[bytes]], part: int, size: int, name: str) -> _Parser:
+    beginning = b""
+    while True:
+        more = await read(part, len(beginning), max(len(beginning), FIRST_READ))
+        beginning += more
+        parser = _Parser(BytesIO(beginning), size, PurePath(name), is_beginning=bool(more))
+        try:
+            parser.parse()
+        except _NeedsMore:
+            continue
+        return parser
 
 
 @contextmanager
@@ -212,30 +279,33 @@ class _Array(NamedTuple):
 _Value = int | float | bool | str | _Array
 
 
-class _Tensor(NamedTuple):
+class _Placed(NamedTuple):
     offset: int
-    num_bytes: int
-    num_elements: int
-    name: str
-    type: TensorType
+    tensor: Tensor
+
+
+class _NeedsMore(Exception):
+    """The header goes on beyond the bytes at hand."""
 
 
 class _Parser:
-    """Reads one file from front to back through a small buffer."""
+    """Reads one file from front to back through a small buffer; with `is_beginning`, as much of it as is at hand."""
 
-    def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
+    def __init__(self, file: BinaryIO, size: int, path: PurePath, *, is_beginning: bool = False) -> None:
         self._file = file
         self._size = size
         self._path = path
+        self._is_beginning = is_beginning
         self._end = min(size, MAX_METADATA)
         self._buffer = b""
         self._start = 0  # where in the file the buffer begins
         self._pos = 0  # where in the buffer the next byte to be read lies
         self._metadata: dict[str, _Value] = {}
+        self._tensors: tuple[Tensor, ...] = ()
 
     # The format, top down.
 
-    def header(self) -> Header:
+    def parse(self) -> None:
         if self._size == 0:
             self._refuse("it is empty")
         magic = self._take(4)
@@ -250,13 +320,29 @@ class _Parser:
             )
         for _ in range(num_keys):
             self._read_key()
-        self._check_kind()
         alignment = self._check_alignment()
-        tensors = [self._tensor(alignment) for _ in range(num_tensors)]
+        placed = [self._tensor(alignment) for _ in range(num_tensors)]
+        self._check_layout(placed, alignment)
+        self._tensors = tuple(tensor for _, tensor in placed)
+
+    def names_of_others(self) -> list[str]:
+        """Where llama.cpp looks for the other parts of a split file."""
+        match = SPLIT.fullmatch(self._path.name)
+        if match is None or int(match["count"]) != self._num_parts:
+            return []
+        return [f"{match['stem']}-{number:05}-of-{match['count']}.gguf" for number in range(2, self._num_parts + 1)]
+
+    def header(self, others: Sequence[_Parser]) -> Header:
+        """What the file says, with the other parts of a split one."""
+        self._check_kind()
+        self._check_parts(others)
+        tensors = self._tensors + tuple(tensor for other in others for tensor in other._tensors)
         if not tensors:
             self._refuse("it holds a vocabulary at most, but no weights", "Download the model itself")
-        self._check_layout(tensors, alignment)
-        return self._header(tensors)
+        name, count = Counter(tensor.name for tensor in tensors).most_common(1)[0]
+        if count > 1:
+            self._refuse(f"the tensor {_shown(name)} occurs {count} times")
+        return self._header(tensors, self._size + sum(other._size for other in others))
 
     def _check_version(self, version: int) -> None:
         if version in VERSIONS:
@@ -303,28 +389,25 @@ class _Parser:
         self._skip(form.size * count)
         return _Array(element_type, count)
 
-    def _tensor(self, alignment: int) -> _Tensor:
+    def _tensor(self, alignment: int) -> _Placed:
         raw_name = self._string(MAX_NAME, "a tensor's name").decode("utf-8", "replace")
         name = _shown(raw_name)
         num_dimensions = self._u32()
         if not 1 <= num_dimensions <= MAX_DIMENSIONS:
             self._refuse(f"the tensor {name} has {num_dimensions:,} dimensions; 1 to 4 are possible")
-        shape = [self._u64() for _ in range(num_dimensions)]
+        shape = tuple(self._u64() for _ in range(num_dimensions))
         kind, offset = self._u32(), self._u64()
         type_ = TENSOR_TYPES.get(kind)
         if type_ is None:
             self._refuse(f"the tensor {name} has the unknown type {kind}", "Choose another quantisation of this model")
-        num_elements = 1
-        for length in shape:
-            num_elements *= length
         # Whatever the type, a byte holds at most 8 weights.
-        if not 0 < num_elements <= 8 * self._size:
-            self._refuse(f"the tensor {name} has the impossible shape {shape}")
+        if not 0 < prod(shape) <= 8 * self._size:
+            self._refuse(f"the tensor {name} has the impossible shape {list(shape)}")
         if shape[0] % type_.block:
             self._refuse(f"rows of the tensor {name} hold {shape[0]:,} weights, no multiple of {type_.block}")
         if offset % alignment:
             self._refuse(f"the tensor {name} does not begin at a multiple of {alignment} bytes")
-        return _Tensor(offset, num_elements // type_.block * type_.size, num_elements, raw_name, type_)
+        return _Placed(offset, Tensor(raw_name, type_.name, shape))
 
     # What the parts mean together.
 
@@ -332,12 +415,21 @@ class _Parser:
         kind = self._text("general.type") or "model"
         if kind != "model":
             self._refuse(f"it is of the kind {_shown(kind)} and not a model by itself", "Give the model's file")
-        num_parts = self._integer("split.count", 0, 0xFFFF, default=0)
-        if num_parts > 1:
+
+    @property
+    def _num_parts(self) -> int:
+        return self._integer("split.count", 0, 0xFFFF, default=0) or 1
+
+    def _check_parts(self, others: Sequence[_Parser]) -> None:
+        num_parts = self._num_parts
+        if len(others) != num_parts - 1 or self._integer("split.no", 0, 0xFFFF, default=0) != 0:
             self._refuse(
                 f"it is one of {num_parts} parts of a model",
-                "Join them with `llama-gguf-split --merge` first",
+                f"Keep all in one folder, named …-00001-of-{num_parts:05}.gguf and so on, and give the first",
             )
+        for number, other in enumerate(others, start=1):
+            if (other._integer("split.no", 0, 0xFFFF, default=0), other._num_parts) != (number, num_parts):
+                other._refuse(f"it is not part {number + 1} of {num_parts}")
 
     def _check_alignment(self) -> int:
         alignment = self._integer("general.alignment", 1, MAX_ALIGNMENT, default=32)
@@ -345,23 +437,19 @@ class _Parser:
             self._refuse(f"its alignment is {alignment}, no power of two from 8 to {MAX_ALIGNMENT}")
         return alignment
 
-    def _check_layout(self, tensors: list[_Tensor], alignment: int) -> None:
-        names = Counter(tensor.name for tensor in tensors)
-        name, count = names.most_common(1)[0]
-        if count > 1:
-            self._refuse(f"the tensor {_shown(name)} occurs {count} times")
+    def _check_layout(self, placed: list[_Placed], alignment: int) -> None:
         base = -(-self._tell() // alignment) * alignment
         end, previous = 0, ""
-        for tensor in sorted(tensors):
-            if tensor.offset < end:
+        for offset, tensor in sorted(placed):
+            if offset < end:
                 self._refuse(f"the tensors {_shown(previous)} and {_shown(tensor.name)} overlap")
-            end, previous = tensor.offset + tensor.num_bytes, tensor.name
+            end, previous = offset + tensor.num_bytes, tensor.name
             if base + end > self._size:
                 self._refuse(
                     f"it ends at byte {self._size:,} but its tensor {_shown(tensor.name)} goes to byte {base + end:,}"
                 )
 
-    def _header(self, tensors: list[_Tensor]) -> Header:
+    def _header(self, tensors: tuple[Tensor, ...], size_bytes: int) -> Header:
         architecture = self._text("general.architecture")
         if not architecture:
             self._refuse("it does not say which architecture it has")
@@ -369,29 +457,68 @@ class _Parser:
         vocab_size = self._check_vocabulary()
         embedding_length = self._integer(of + "embedding_length", 1, MAX_WIDTH)
         num_heads = self._integer(of + "attention.head_count", 0, MAX_WIDTH, default=0)
+        num_layers = self._integer(of + "block_count", 1, MAX_LAYERS)
         head_length = embedding_length // num_heads if num_heads else 0
         scaling = self._text(of + "rope.scaling.type")
         add_bos = self._metadata.get("tokenizer.ggml.add_bos_token")
         return Header(
             architecture=_plain(architecture),
             name=_plain(self._text("general.name")) or self._path.stem,
-            size_bytes=self._size,
+            size_bytes=size_bytes,
             tensor_bytes=sum(tensor.num_bytes for tensor in tensors),
             num_parameters=sum(tensor.num_elements for tensor in tensors),
             quantisation=self._quantisation(tensors),
             context_length=self._integer(of + "context_length", 1, MAX_CONTEXT),
-            num_layers=self._integer(of + "block_count", 1, MAX_LAYERS),
+            num_layers=num_layers,
             embedding_length=embedding_length,
             num_heads=num_heads,
-            num_kv_heads=self._integer(of + "attention.head_count_kv", 0, MAX_WIDTH, default=num_heads),
+            kv_heads=self._kv_heads(of, num_layers, num_heads),
             key_length=self._integer(of + "attention.key_length", 0, MAX_WIDTH, default=head_length),
             value_length=self._integer(of + "attention.value_length", 0, MAX_WIDTH, default=head_length),
             vocab_size=vocab_size,
             tokenizer=_plain(self._text("tokenizer.ggml.model")),
             add_bos=add_bos if isinstance(add_bos, bool) else None,
+            state_length=self._state_length(of, embedding_length),
+            feed_forward_length=self._feed_forward_length(of),
             rope_scaling="" if scaling == "none" else _plain(scaling),
             chat_template=self._text("tokenizer.chat_template"),
+            tensors=tensors,
         )
+
+    def _kv_heads(self, of: str, num_layers: int, num_heads: int) -> tuple[int, ...]:
+        key = of + "attention.head_count_kv"
+        most = self._integer(key, 0, MAX_WIDTH, default=num_heads)
+        value = self._metadata.get(key)
+        if isinstance(value, _Array):
+            if value.length < num_layers:
+                self._refuse(f"{_shown(key)} has {value.length:,} numbers for {num_layers:,} layers")
+            return value.values[:num_layers]
+        # Qwen3-Next and its kin: every so many layers one with attention, the others recurrent.
+        interval = self._integer(of + "full_attention_interval", 0, MAX_LAYERS, default=0)
+        num_cached = num_layers - self._integer(of + "attention.shared_kv_layers", 0, num_layers, default=0)
+        return tuple(
+            most if layer < num_cached and (not interval or (layer + 1) % interval == 0) else 0
+            for layer in range(num_layers)
+        )
+
+    def _state_length(self, of: str, embedding_length: int) -> int:
+        """As llama.cpp's llama_hparams::n_embd_r and n_embd_s have it, for Mamba, RWKV and LFM2."""
+
+        def number(key: str) -> int:
+            return self._integer(of + key, 0, MAX_WIDTH, default=0)
+
+        if head := number("wkv.head_size"):
+            return embedding_length * (head + self._integer(of + "token_shift_count", 0, 16, default=2))
+        if cached := number("shortconv.l_cache"):
+            return embedding_length * (cached - 1)
+        inner, state = number("ssm.inner_size"), number("ssm.state_size")
+        convolution = max(number("ssm.conv_kernel") - 1, 0) * (inner + 2 * number("ssm.group_count") * state)
+        return convolution + state * inner
+
+    def _feed_forward_length(self, of: str) -> int:
+        dense = self._integer(of + "feed_forward_length", 0, MAX_WIDTH, default=0)
+        experts = self._integer(of + "expert_used_count", 0, MAX_WIDTH, default=0)
+        return max(dense, experts * self._integer(of + "expert_feed_forward_length", 0, MAX_WIDTH, default=dense))
 
     def _check_vocabulary(self) -> int:
         tokens = self._metadata.get("tokenizer.ggml.tokens")
@@ -403,13 +530,13 @@ class _Parser:
                 self._refuse(f"{key} does not have one entry for each of its {tokens.length:,} tokens")
         return tokens.length
 
-    def _quantisation(self, tensors: list[_Tensor]) -> str:
+    def _quantisation(self, tensors: tuple[Tensor, ...]) -> str:
         file_type = self._metadata.get("general.file_type")
         if isinstance(file_type, int) and file_type & ~_GUESSED in FILE_TYPES:
             return FILE_TYPES[file_type & ~_GUESSED]
         num_bytes: Counter[str] = Counter()
         for tensor in tensors:
-            num_bytes[tensor.type.name] += tensor.num_bytes
+            num_bytes[tensor.type] += tensor.num_bytes
         return num_bytes.most_common(1)[0][0]
 
     def _text(self, key: str) -> str:
@@ -443,8 +570,10 @@ class _Parser:
         self._file.seek(at)
         self._buffer = self._file.read(min(max(num_bytes, _BUFFER), self._end - at))
         self._start, self._pos = at, 0
-        if len(self._buffer) < num_bytes:  # it shrank while being read
-            self._refuse_cut_off()
+        if len(self._buffer) < num_bytes:
+            if self._is_beginning:
+                raise _NeedsMore
+            self._refuse_cut_off()  # it shrank while being read
 
     def _take(self, num_bytes: int) -> bytes:
         self._need(num_bytes)

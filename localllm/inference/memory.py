@@ -1,0 +1,271 @@
+"""What a model takes of the machine's memory, told from its header alone, and whether the machine has it.
+
+Knows what llama.cpp allocates on a CPU and what the kernel says of memory; loads nothing. The account is held
+against worker processes by `python -m tests.bench fit`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from msgspec.structs import replace
+
+from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
+from localllm.inference.engine.settings import EngineSettings
+
+Verdict = Literal["fits", "smaller context", "slow", "does not fit"]
+
+SHARE = 0.8  # of the machine's memory that models may take together
+MIN_WINDOW = 1024  # tokens; with less there is no room for a question and its answer
+MAX_MISSING = 0.25  # of the weights; reading more than that from disk for each token is no use to anybody
+WINDOW_STEP = 256  # llama.cpp rounds a window up to a multiple of this
+
+# A worker without its model: Python, numpy, llama.cpp; then each token's text, its merge and its place in a table.
+PROCESS_BYTES = 66_000_000
+BYTES_PER_TOKEN = 330
+ACTIVATION_BYTES = 4  # f32
+WORK_BYTES = 34 / 32  # per number; a batch is quantised to Q8 before it meets the weights
+
+KV_BYTES = {type_.name.lower(): type_.size / type_.block for type_ in TENSOR_TYPES.values()}
+# Encoders see the whole text at once; llama.cpp gives them no KV cache.
+WITHOUT_CACHE = ("bert", "eurobert", "gemma-embedding")
+# ggml_repack_get_optimal_repack_type: what each instruction set wants in an order of its own.
+REPACKED = {
+    "avx2": {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"},
+    "avx512f": {"Q2_K"},
+    "asimddp": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4", "Q1_0"},
+}
+REPACKED_ROWS = 8  # of a tensor, or a multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Memory in bytes, cut to the limits of the control group; and the CPU's instruction sets."""
+
+    total_bytes: int
+    available_bytes: int
+    cpu_flags: frozenset[str] = frozenset()
+
+    @cached_property
+    def repacked_types(self) -> frozenset[str]:
+        """Tensor types of which llama.cpp keeps a copy in the order that suits this CPU."""
+        return frozenset().union(*(types for flag, types in REPACKED.items() if flag in self.cpu_flags))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation."""
+
+    window: int
+    weights_bytes: int
+    repacked_bytes: int  # copies of weights
+    kv_bytes: int  # KV cache, and the states of recurrent layers
+    compute_bytes: int  # what a full batch touches
+    process_bytes: int
+    is_mapped: bool  # from the file, so that the kernel may drop it and read it again
+    is_locked: bool
+
+    @property
+    def peak_bytes(self) -> int:
+        """Resident after a full batch, where memory is plenty."""
+        # A mapped file is read whole, and the originals of repacked weights stay in the page cache.
+        return self.used_bytes + (self.repacked_bytes if self.is_mapped else 0)
+
+    @property
+    def used_bytes(self) -> int:
+        """What each token is computed from. With less, parts of it are read from disk again and again."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.process_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """What cannot be dropped. With less, the kernel ends the process."""
+        if self.is_locked:
+            return self.peak_bytes
+        return self.used_bytes - (self.weights_bytes - self.repacked_bytes if self.is_mapped else 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A model beside a machine. `room_bytes` is what models may still take; `max_window` is the largest that fits."""
+
+    verdict: Verdict
+    need: Need
+    max_window: int  # tokens, up to the trained length; 0 where none fits
+    room_bytes: int
+    machine: Machine
+
+    def __str__(self) -> str:
+        need, room = _gb(self.need.used_bytes), _gb(self.room_bytes)
+        match self.verdict:
+            case "fits":
+                return f"Fits: it needs {need} of the {room} that are free for models."
+            case "smaller context":
+                return (
+                    f"Fits with a context of up to {self.max_window:,} tokens: {self.need.window:,} tokens "
+                    f"would need {need}, and {room} are free for models."
+                )
+            case "slow":
+                return (
+                    f"Will be slow: it needs {need} and {room} are free for models, so parts of it would be read from "
+                    "disk again for each token. Choose a smaller quantisation, or unload other models."
+                )
+            case "does not fit":
+                return (
+                    f"Does not fit: it needs {need}, and {room} are free for models. "
+                    "Choose a smaller model or quantisation, or unload other models."
+                )
+
+
+def fit(header: Header, settings: EngineSettings, machine: Machine, *, loaded_bytes: int = 0) -> Fit:
+    """Whether the machine has room for the model beside others, which hold `loaded_bytes` already."""
+    room = max(0, min(machine.available_bytes, int(machine.total_bytes * SHARE) - loaded_bytes))
+    need = account(header, settings, machine)
+    max_window = largest_window(header, settings, machine, room)
+    return Fit(
+        verdict=_verdict(need, room, max_window), need=need, max_window=max_window, room_bytes=room, machine=machine
+    )
+
+
+def _verdict(need: Need, room: int, max_window: int) -> Verdict:
+    if need.window <= max_window:
+        return "fits"
+    if max_window >= MIN_WINDOW:
+        return "smaller context"
+    missing = need.used_bytes - room
+    return "slow" if need.held_bytes <= room and missing <= need.weights_bytes * MAX_MISSING else "does not fit"
+
+
+def largest_window(header: Header, settings: EngineSettings, machine: Machine, room: int) -> int:
+    """The largest window that fits into `room` bytes, up to what the model was trained on; 0 for none."""
+
+    def fits(window: int) -> bool:
+        need = account(header, replace(settings, n_ctx=window), machine)
+        return max(need.used_bytes, need.held_bytes) <= room
+
+    longest = replace(settings, n_ctx=MAX_CONTEXT).window(header.context_length)
+    if fits(longest):
+        return longest
+    low, high = 0, -(-longest // WINDOW_STEP)  # in steps: `low` fits or is nothing, `high` does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * WINDOW_STEP) else (low, middle)
+    return low * WINDOW_STEP
+
+
+def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
+    """What the model takes, loaded with these settings."""
+    window = settings.window(header.context_length)
+    cells = -(-window // WINDOW_STEP) * WINDOW_STEP
+    return Need(
+        window=window,
+        weights_bytes=header.tensor_bytes,
+        repacked_bytes=sum(tensor.num_bytes for tensor in _repacked(header, machine)),
+        kv_bytes=_kv_bytes(header, settings, cells) + _state_bytes(header, settings),
+        compute_bytes=_compute_bytes(header, settings, cells),
+        process_bytes=PROCESS_BYTES + BYTES_PER_TOKEN * header.vocab_size,
+        is_mapped=settings.use_mmap,
+        is_locked=settings.use_mlock,
+    )
+
+
+def _repacked(header: Header, machine: Machine) -> Iterator[Tensor]:
+    is_tied = all(tensor.name != "output.weight" for tensor in header.tensors)
+    for tensor in header.tensors:
+        if tensor.type not in machine.repacked_types or not tensor.name.endswith(".weight"):
+            continue
+        # Embeddings are looked up, not multiplied with, unless they are the output too.
+        is_table = tensor.name == "per_layer_token_embd.weight" or (tensor.name == "token_embd.weight" and not is_tied)
+        if not is_table and len(tensor.shape) > 1 and tensor.shape[1] % REPACKED_ROWS == 0:
+            yield tensor
+
+
+def _kv_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
+    """llama.cpp's default is the full cache in layers with a sliding window too: else no prefix could be reused."""
+    if header.architecture.endswith(WITHOUT_CACHE) or "-bert" in header.architecture:
+        return 0
+    width = sum(header.kv_heads) * (header.key_length + header.value_length)
+    return int(settings.num_slots * cells * width * KV_BYTES[settings.kv_type])
+
+
+def _state_bytes(header: Header, settings: EngineSettings) -> int:
+    num_recurrent = header.kv_heads.count(0) or header.num_layers
+    return settings.num_slots * num_recurrent * header.state_length * ACTIVATION_BYTES
+
+
+def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
+    """llama.cpp's compute buffer for a full batch, its scratch memory for products, and the logits.
+
+    The buffer holds the widest moment of a layer: gate, up and their product, beside the layer's input, its sum,
+    its norm and its output. Without flash attention that may be all heads' scores of the whole window.
+    """
+    num_tokens = min(settings.n_batch, settings.num_slots * cells)
+    width = max(header.embedding_length, header.num_heads * header.key_length)
+    per_token = 3 * header.feed_forward_length + 4 * width
+    mask_bytes = 2 * cells
+    if settings.flash_attention == "off":
+        per_token = max(per_token, header.num_heads * cells + 5 * width)
+        mask_bytes = 4 * cells
+    work = int(max(header.feed_forward_length, width) * WORK_BYTES)
+    logits = 2 * settings.num_slots * header.vocab_size * ACTIVATION_BYTES
+    return num_tokens * (per_token * ACTIVATION_BYTES + mask_bytes + work) + logits
+
+
+# The machine.
+
+
+def this_machine(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Machine:
+    """Memory as the kernel counts it now: page cache that can be dropped is available."""
+    memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}
+    total = memory.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = memory.get("MemAvailable", total)
+    for limit, used in _limits(proc, cgroups):
+        total, available = min(total, limit), min(available, limit - used)
+    return Machine(total_bytes=total, available_bytes=max(0, available), cpu_flags=_cpu_flags(proc))
+
+
+def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, in bytes, of this process's control group and of all above it. Version 2, then version 1."""
+    for line in _read(proc / "self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = cgroups, ("memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        else:
+            continue
+        # In a container the path is often the host's, and only the root is there.
+        group = root / path.lstrip("/")
+        for folder in dict.fromkeys([group, *group.parents, root]):
+            if folder.is_relative_to(root) and (limit := _read(folder / names[0]).strip()).isdigit():
+                yield int(limit), max(0, _used(folder, *names[1:]))
+
+
+def _used(folder: Path, current: str, prefix: str) -> int:
+    statistics = dict(re.findall(r"^(\w+) (\d+)$", _read(folder / "memory.stat"), re.M))
+    cache = sum(int(statistics.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+    return int(_read(folder / current).strip() or 0) - cache
+
+
+def _cpu_flags(proc: Path) -> frozenset[str]:
+    """On x86 "flags", on ARM "Features"; Apple's processors have what ggml asks for."""
+    if match := re.search(r"^(?:flags|Features)\s*: (.+)$", _read(proc / "cpuinfo"), re.M):
+        return frozenset(match[1].split())
+    return frozenset({"asimddp"} if platform.machine() == "arm64" else ())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

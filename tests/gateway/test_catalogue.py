@@ -1,0 +1,91 @@
+"""The catalogue: what it says of each model, and which it recommends."""
+
+import msgspec
+import pytest
+
+from localllm.gateway.catalogue import QUANTISATIONS, USUAL, Choice, Entry, choices, entries
+from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.memory import Machine
+
+GB = 10**9
+
+
+def on(gigabytes: int) -> dict[str, Choice]:
+    machine = Machine(total_bytes=gigabytes * GB, available_bytes=gigabytes * GB)
+    return {choice.entry.name: choice for choice in choices(machine, EngineSettings())}
+
+
+def recommended(found: dict[str, Choice]) -> Entry | None:
+    (entry,) = [choice.entry for choice in found.values() if choice.is_recommended] or [None]
+    return entry
+
+
+def entry(**changes: object) -> Entry:
+    return msgspec.convert(msgspec.to_builtins(entries()[0]) | changes, Entry)
+
+
+def test_it_lists_each_model_once() -> None:
+    names = [entry.name for entry in entries()]
+    repositories = {entry.repository for entry in entries()}
+    assert len(names) == len(set(names)) == len(repositories) == 21
+
+
+def test_it_computes_a_size_for_each_quantisation() -> None:
+    for each in entries():
+        sizes = [each.sizes[quantisation] for quantisation in QUANTISATIONS[1:]]  # Q2_K is not always the smallest
+        assert sizes == sorted(sizes), each.name
+        assert each.sizes["Q8_0"] < 1.15 * each.num_parameters * 34 / 32
+
+
+# As their publishers list them.
+@pytest.mark.parametrize(
+    ("name", "quantisation", "gigabytes"),
+    [
+        ("Qwen3 4B", "Q8_0", 4.28),
+        ("Qwen3 4B", "Q4_K_M", 2.50),
+        ("Llama 3.2 1B", "Q6_K", 1.02),
+        ("Llama 3.2 1B", "Q4_K_S", 0.78),
+        ("Gemma 2 9B", "Q8_0", 9.82),
+    ],
+)
+def test_its_sizes_are_close_to_published_ones(name: str, quantisation: str, gigabytes: float) -> None:
+    (found,) = [entry for entry in entries() if entry.name == name]
+    assert found.sizes[quantisation] == pytest.approx(gigabytes * GB, rel=0.02)  # type: ignore[index]
+
+
+def test_it_recommends_the_largest_that_fits_and_may_be_sold() -> None:
+    small, large = recommended(on(8)), recommended(on(32))
+    assert small and large
+    assert small.commercial_use == large.commercial_use == "yes"
+    assert (
+        small.num_parameters
+        < large.num_parameters
+        == max(entry.num_parameters for entry in entries() if entry.commercial_use == "yes")
+    )
+
+
+def test_it_recommends_nothing_where_nothing_fits() -> None:
+    assert recommended(on(0)) is None
+
+
+def test_it_leaves_room_beside_what_it_recommends() -> None:
+    for gigabytes in (4, 8, 16):
+        (best,) = [choice for choice in on(gigabytes).values() if choice.is_recommended]
+        assert best.fit.need.used_bytes < 0.8 * best.fit.room_bytes
+
+
+def test_it_judges_the_usual_quantisation() -> None:
+    choice = on(16)["Qwen2.5 7B"]
+    assert choice.fit.need.weights_bytes == choice.entry.header(USUAL).tensor_bytes
+
+
+def test_it_wants_a_reason_where_commercial_use_is_limited() -> None:
+    assert entry(commercial_use="limited", because="use policy").because
+    for changes in ({"commercial_use": "limited"}, {"because": "use policy"}, {"commercial_use": "perhaps"}):
+        with pytest.raises(msgspec.ValidationError):
+            entry(**changes)
+
+
+def test_it_refuses_words_it_does_not_know() -> None:
+    with pytest.raises(msgspec.ValidationError, match="licens"):
+        entry(license="MIT")
