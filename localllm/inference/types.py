@@ -30,6 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None  # None: as many as the window still holds
+    clips_max_tokens: bool = False  # max_tokens yields to what the window still holds, instead of being refused
     num_logprobs: int | None = None  # alternatives per token; 0: only the chosen token's own
 
 
@@ -48,14 +49,16 @@ class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation to be answered.
 
-    `prefix` is the beginning of the answer when it is to be continued. `owner` says whose request it
-    is: the queue is fair between owners, and only one owner's own prompts share a cache beyond the
-    tokens before the first user message. With `response_format` the answer is decoded by its schema.
+    `prefix` is the beginning of the answer when it is to be continued, `reasoning` what a thinking model
+    wrote before it. `owner` says whose request it is: the queue is fair between owners, and only one
+    owner's own prompts share a cache beyond the tokens before the first user message. With
+    `response_format` the answer is decoded by its schema.
     """
 
     messages: tuple[Message, ...]
     params: SamplingParams = SamplingParams()
     prefix: str = ""
+    reasoning: str = ""
     owner: str = ""
     response_format: ResponseFormat | None = None
 
@@ -96,11 +99,15 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class Chunk(msgspec.Struct, frozen=True, tag=True):
-    """The next piece of the answer. `text` is empty while half a character or stop string is held back."""
+    """The next piece of the answer. `text` is empty while half a character or stop string is held back.
+
+    `reasoning` is what a thinking model writes before its answer; `logprobs` are those of the answer only.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
