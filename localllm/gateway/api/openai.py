@@ -33,7 +33,6 @@ from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loadin
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 15.0
 OWNED_BY = "localllm"
 
 
@@ -128,6 +127,7 @@ class Answer:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
+    reasoning: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     wants_logprobs: bool = False
     wanted: response_format.Wanted | None = None
@@ -161,12 +161,13 @@ class Answer:
             async for event in events:
                 if isinstance(event, Chunk):
                     self.text += event.text
+                    self.reasoning += event.reasoning
                     self.logprobs += map(_logprob, event.logprobs)
 
     def completion(self) -> dict[str, Any]:
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": self.text, "refusal": None},
+            "message": {"role": "assistant", "content": self.text, "refusal": None, **_reasoning(self.reasoning)},
             "logprobs": {"content": self.logprobs, "refusal": None} if self.wants_logprobs else None,
             "finish_reason": self._finish_reason(),
         }
@@ -176,7 +177,8 @@ class Answer:
         return self._chunk({"role": "assistant", "content": ""})
 
     def text_chunk(self, chunk: Chunk) -> dict[str, Any]:
-        return self._chunk({"content": chunk.text}, [_logprob(each) for each in chunk.logprobs])
+        content = {"content": chunk.text} if chunk.text or not chunk.reasoning else {}
+        return self._chunk({**_reasoning(chunk.reasoning), **content}, [_logprob(each) for each in chunk.logprobs])
 
     def last_chunk(self) -> dict[str, Any]:
         chunk = self._chunk({}, finish_reason=self._finish_reason())
@@ -245,7 +247,7 @@ class Answer:
 
 async def _stream(answer: Answer, asked: ChatRequest, asker: completions.Asker, with_usage: bool) -> sse.EventStream:
     """The response, once the request is accepted: until then an error still has its own status."""
-    events = sse.with_pauses(answer.events(asked, asker), KEEP_ALIVE_S)
+    events = sse.with_pauses(answer.events(asked, asker))
     async for first in events:
         if not isinstance(first, Loading):
             break
@@ -262,7 +264,7 @@ async def _parts(
             while not isinstance(event, Finished):
                 if event is None:
                     yield sse.KEEP_ALIVE
-                elif isinstance(event, Chunk) and (event.text or event.logprobs):
+                elif isinstance(event, Chunk) and (event.text or event.reasoning or event.logprobs):
                     yield sse.event(answer.text_chunk(event))
                 event = await anext(events)
         except ApiError as exc:
@@ -276,6 +278,11 @@ async def _parts(
         if with_usage:
             yield sse.event(answer.usage_chunk())
         yield sse.DONE
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """What other servers of thinking models call it, too."""
+    return {"reasoning_content": text} if text else {}
 
 
 def _tokens_per_s(usage: Usage) -> float | None:

@@ -12,6 +12,7 @@ from django.http import StreamingHttpResponse
 
 T = TypeVar("T")
 
+KEEP_ALIVE_S = 10.0
 KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
@@ -35,7 +36,7 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def with_pauses(items: AsyncGenerator[T, None], every_s: float) -> AsyncGenerator[T | None, None]:
+async def with_pauses(items: AsyncGenerator[T, None], every_s: float = KEEP_ALIVE_S) -> AsyncGenerator[T | None, None]:
     """The items, and None each time none has come for `every_s`. Closes `items` when it is closed."""
     waiting = asyncio.ensure_future(_next(items))
     try:
