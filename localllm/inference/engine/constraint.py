@@ -325,8 +325,25 @@ class Constraint:
     # The document
 
     def _take(self, tokens: list[int]) -> list[int]:
-        self._num_until_check -= 1
-        return self._advance(tokens) if self._num_until_check > 0 else self._take_within_budget(tokens)
+        """Take the tokens and what is forced after them, if the answer can still end then; else end it before them."""
+        before = (self._unread, self._remaining, self._ending)
+        taken = self._advance(tokens)
+        if self._num_until_check > 0 and not self._opens(taken):
+            return taken
+        lookahead = self._lookahead.copy()
+        if self._can_end():
+            return taken
+        self._matcher.rollback(len(taken))
+        self._lookahead = lookahead
+        self._unread, self._remaining, self._ending = before
+        self.is_done = False
+        return self.close()
+
+    def _opens(self, tokens: list[int]) -> bool:
+        """What is opened may take many more tokens to be closed again than were held in reserve."""
+        if self._remaining > 2 * MAX_MARGIN:
+            return False
+        return any(b"{" in self.vocabulary.pieces[token] or b"[" in self.vocabulary.pieces[token] for token in tokens)
 
     def _advance(self, tokens: list[int]) -> list[int]:
         if tokens and not self._matcher.consume_tokens(tokens):
@@ -335,7 +352,7 @@ class Constraint:
         if forced:
             self._matcher.consume_tokens(forced)
         self._remember([*tokens, *forced])
-        self._num_until_check -= len(forced)
+        self._num_until_check -= 1 + len(forced)
         self.is_done = self._matcher.is_stopped()
         return [*tokens, *forced]
 
@@ -345,16 +362,6 @@ class Constraint:
         ending = self._ending
         self._ending = ending[len(tokens) :] if ending is not None and ending[: len(tokens)] == [*tokens] else None
 
-    def _take_within_budget(self, tokens: list[int]) -> list[int]:
-        """Take the tokens only if the answer can still end after them."""
-        before = (self._matcher.deep_copy(), self._lookahead.copy(), self._unread, self._remaining, self._ending)
-        taken = self._advance(tokens)
-        if self._can_end():
-            return taken
-        self._matcher, self._lookahead, self._unread, self._remaining, self._ending = before
-        self.is_done = False
-        return self.close()
-
     def _can_end(self) -> bool:
         if self.is_done:
             return self._remaining >= 0
@@ -363,7 +370,7 @@ class Constraint:
         if self._ending is None or len(self._ending) > self._remaining:
             # Where none was found, there may be one further on, if there is room to look for it.
             self._num_until_check = self._remaining // 4
-            return self._remaining > 4 * self._margin
+            return self._remaining > 4 * MAX_MARGIN
         self._num_until_check = self._patience(len(self._ending))
         self.is_done = self.is_closed = self._remaining == 0
         return True
