@@ -131,6 +131,7 @@ async def endings(asked: Schemas) -> Report:
     """From the start, and from a random point of each valid instance: can it end, and is the result valid?"""
     vocabulary = asked.vocabulary
     outcomes: Counter[str] = Counter()
+    walks: Counter[str] = Counter()
     times: dict[str, list[float]] = {"compile": [], "mask": [], "step": [], "ending": []}
     lengths: list[int] = []
     chance = random.Random(3)
@@ -143,7 +144,7 @@ async def endings(asked: Schemas) -> Report:
         except (SchemaRefused, ConstraintError):
             continue
         times["compile"].append(time.perf_counter() - started)
-        _walk(grammar, chance, times)
+        walks["closed" if _walk(grammar, chance, times) else "not closed"] += 1
         validator = Validator(Document(text))
         for instance in line.get("valid", []):
             constraint = grammar.start(100_000)
@@ -170,9 +171,15 @@ async def endings(asked: Schemas) -> Report:
             [percent(outcomes["exact valid"], num_exact)],
             wanted=Bound("≥", 100),
         ),
+        Figure(
+            "random walks that end in a document",
+            "%",
+            [percent(walks["closed"], walks.total())],
+            wanted=Bound("≥", 99.5),
+        ),
         Figure("length of the ending, p50", "tokens", [float(np.percentile(lengths, 50))]),
         *_percentiles("schema to grammar, ready for a model", "ms", times["compile"], 1e3, 99),
-        *_percentiles("mask", "µs", times["mask"], 1e6, 100),
+        *_percentiles("mask, as token ids", "µs", times["mask"], 1e6, 100),
         *_percentiles("a token taken, with the look for an ending", "ms", times["step"], 1e3, 100, Bound("<", 50)),
         *_percentiles("an ending found", "ms", times["ending"], 1e3, 100),
     ]
@@ -187,17 +194,21 @@ def _percentiles(
     return [Figure(f"{what}, p50", unit, [middle]), Figure(f"{what}, {name}", unit, [high], wanted=wanted)]
 
 
-def _walk(grammar: Grammar, chance: random.Random, times: dict[str, list[float]]) -> None:
-    """An answer by a model without any sense, whose budget is nearly too small."""
+def _walk(grammar: Grammar, chance: random.Random, times: dict[str, list[float]]) -> bool:
+    """An answer by a model without any sense, whose budget is nearly too small. Did it end?"""
     constraint = grammar.start(grammar.min_tokens + 100)
     constraint.start()
     while not constraint.is_done:
         started = time.perf_counter()
         allowed = constraint.allowed()
         masked = time.perf_counter()
-        constraint.accept(int(chance.choice(allowed)))
+        try:
+            constraint.accept(int(chance.choice(allowed)))
+        except ConstraintError:
+            return False
         times["mask"].append(masked - started)
         times["step"].append(time.perf_counter() - started)
+    return True
 
 
 def _begun(constraint: Constraint, tokens: list[int], chance: random.Random, mask_s: list[float]) -> list[int]:

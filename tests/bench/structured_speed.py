@@ -170,8 +170,8 @@ async def _beside_llama_server(
     total, theirs_total = sum(each.num_tokens for each in told), sum(their_tokens)
     forced = total - sum(each.num_chunks for each in told)
     note = (
-        f"{what}: {total / len(told):.0f} tokens an answer here, {100 * forced / total:.0f} % of them without a step of "
-        f"their own; {theirs_total / len(their_tokens):.0f} tokens an answer of llama-server."
+        f"{what}: {total / len(told):.0f} tokens an answer here, {100 * forced / total:.0f} % of them without a step "
+        f"of their own; {theirs_total / len(their_tokens):.0f} tokens an answer of llama-server."
     )
     return Figure(what, "ms", here, "llama-server's grammar", there, Bound("≤", bound)), note
 

@@ -81,6 +81,24 @@ def test_it_refuses_a_budget_that_no_answer_fits_in() -> None:
         grammar.start(grammar.min_tokens - 1)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_it_opens_only_what_it_can_close(seed: int) -> None:
+    names = [f"a_required_property_with_a_long_name_{number}" for number in range(12)]
+    item = {"type": "object", "properties": {name: {"type": "string"} for name in names}, "required": names}
+    schema = {"type": "array", "items": item}
+    tokens = write(grammar_of(schema).start(150), seed)
+    assert len(tokens) <= 150 and Validator(Document(json.dumps(schema))).is_valid(json.loads(text_of(tokens)))
+
+
+def test_it_ends_a_long_document_that_it_has_not_looked_at_for_long() -> None:
+    fields = {f"text_{number}": {"type": "string", "maxLength": 400} for number in range(12)}
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    begun = json.dumps(dict.fromkeys(list(fields)[:11], "a sentence of some length, and more " * 10))[:-40]
+    constraint = grammar_of(schema).start(10_000)
+    constraint.replay(vocabulary().tokenizer.tokenize_str(begun))
+    assert Validator(Document(json.dumps(schema))).is_valid(json.loads(begun + text_of(constraint.close())))
+
+
 def test_it_counts_the_shortest_answer_in_the_tokens_that_say_most() -> None:
     grammar = grammar_of({"const": "a long sentence that is the only one"})
     assert grammar.min_tokens <= len(vocabulary().tokenizer.tokenize_str(grammar.shortest))

@@ -333,6 +333,9 @@ class Constraint:
         lookahead = self._lookahead.copy()
         if self._can_end():
             return taken
+        if before[2] is None and self._remaining > 4 * MAX_MARGIN:
+            self._num_until_check = self._remaining // 4  # no ending is known, but there may be one further on
+            return taken
         self._matcher.rollback(len(taken))
         self._lookahead = lookahead
         self._unread, self._remaining, self._ending = before
@@ -368,9 +371,7 @@ class Constraint:
         if self._ending is None:
             self._ending = self._find_ending()
         if self._ending is None or len(self._ending) > self._remaining:
-            # Where none was found, there may be one further on, if there is room to look for it.
-            self._num_until_check = self._remaining // 4
-            return self._remaining > 4 * MAX_MARGIN
+            return False
         self._num_until_check = self._patience(len(self._ending))
         self.is_done = self.is_closed = self._remaining == 0
         return True

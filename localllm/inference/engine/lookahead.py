@@ -25,6 +25,7 @@ ENDLESS = (
 )
 WALKS = 12  # attempts at an ending
 MAX_BYTES = 1 << 17  # of an ending
+STRIDE = 16  # bytes that are read at once
 QUOTE, BACKSLASH = ord('"'), ord("\\")
 DIGITS = b"0123456789"
 # Outside of texts: what ends comes first, then the shortest values, last what begins something.
@@ -69,8 +70,10 @@ class Lookahead:
 
     def read(self, data: bytes) -> bool:
         """Follow what was written. False when it does not fit."""
-        if not self._matcher.consume_tokens(list(data)):
-            return False
+        for at in range(0, len(data), STRIDE):
+            self._matcher.compute_bitmask()  # the effort that may be taken is counted from here
+            if not self._matcher.consume_tokens(list(data[at : at + STRIDE])):
+                return False
         for byte in data:
             self._length += 1
             if self._is_escaped:
