@@ -29,6 +29,7 @@ MAX_GRAMMARS = 64
 # How much the shortest ending may grow while nobody looks: per token, and at once by opening something.
 GROWTH, MARGIN, MAX_MARGIN = 4, 64, 512
 EFFORT, MAX_ENDINGS = 1_500, 3  # steps spent in looking for an ending, and how many are tried
+MAX_UNREAD = 256  # bytes that the lookahead may be behind, so that it catches up within a step
 MAX_OPTIMAL = 1_000  # bytes that are cut into as few tokens as can be, at about 8 µs each, while a batch waits
 MAX_REASONING = 0.5  # of the tokens that the shortest document leaves
 
@@ -280,6 +281,7 @@ class Constraint:
             if not self._matcher.try_consume_tokens([token]):
                 raise ConstraintError("The answer so far does not fit the schema, so it cannot be continued.")
             self._remember([token])
+        self._read()
         self._num_until_check = 0
         self.is_done = self._matcher.is_stopped()
 
@@ -326,6 +328,8 @@ class Constraint:
 
     def _take(self, tokens: list[int]) -> list[int]:
         """Take the tokens and what is forced after them, if the answer can still end then; else end it before them."""
+        if len(self._unread) > MAX_UNREAD:
+            self._read()
         before = (self._unread, self._remaining, self._ending)
         taken = self._advance(tokens)
         if self._num_until_check > 0 and not self._opens(taken):
@@ -384,11 +388,14 @@ class Constraint:
         """An ending within the budget, from the present state."""
         # Within a text or a list the ending that was found a token ago mostly still fits.
         if self._last_ending is None or not self._fits(self._last_ending):
-            self._lookahead.read(self._unread)
-            self._unread = b""
+            self._read()
             found = map(self._tokenized, islice(self._lookahead.endings(EFFORT), MAX_ENDINGS))
             self._last_ending = next((tokens for tokens in found if tokens is not None), None)
         return self._last_ending
+
+    def _read(self) -> None:
+        self._lookahead.read(self._unread)
+        self._unread = b""
 
     def _fits(self, ending: list[int]) -> bool:
         return len(ending) <= self._remaining and ends_with(self._matcher, ending)
