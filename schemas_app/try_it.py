@@ -195,6 +195,8 @@ class _Draft:
             case Attempt(number=number):
                 self._text = ""
                 return {"stage": f"Attempt {number}: the one before was not valid"} if number > 1 else None
+            case Chunk(reasoning=reasoning) if reasoning:
+                return {"stage": "Thinking"}
             case Chunk(text=text) if text:
                 self._text += text
                 if time.monotonic() - self._shown_at >= TICK_S:

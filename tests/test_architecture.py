@@ -10,7 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"localllm.inference": 0, "localllm.gateway": 1, "chat": 2, "schemas_app": 2, "localllm": 3}
 DOORKEEPERS = {
     "llama_cpp": ["localllm/inference/engine/runner.py"],
-    "llguidance": ["localllm/inference/engine/constraint.py", "localllm/inference/json_schema/grammar.py"],
+    "llguidance": [
+        "localllm/inference/engine/constraint.py",
+        "localllm/inference/engine/lookahead.py",
+        "localllm/inference/json_schema/grammar.py",
+    ],
     "daphne": ["localllm/serve.py"],
     "diskcache": [],  # unsafe pickles; llama-cpp-python only names it
 }

@@ -96,6 +96,7 @@ class _Record:
     """
 
     text: str = ""
+    reasoning: str = ""
     prompt_ids: tuple[int, ...] = ()
     output_ids: list[int] = field(default_factory=list)
     num_lost: int = 0  # tokens written by engines that died
@@ -108,9 +109,10 @@ class _Record:
         match event:
             case Started(prompt_ids=prompt_ids):
                 self.prompt_ids = prompt_ids
-            case Chunk(text=text, token_ids=token_ids):
+            case Chunk(text=text, token_ids=token_ids, reasoning=reasoning):
                 self.first_token_at = self.first_token_at or time.monotonic()
                 self.text += text
+                self.reasoning += reasoning
                 self.output_ids += token_ids
             case Finished():
                 self.finished = event
@@ -119,12 +121,14 @@ class _Record:
         """The request that goes on where the answer stands; `request` itself when nothing was written."""
         self.num_lost += len(self.output_ids)
         self.output_ids.clear()
-        if not self.text:
+        if not self.text and not self.reasoning:
             return request
         params = request.params
         if params.max_tokens is not None:
             params = msgspec.structs.replace(params, max_tokens=max(1, params.max_tokens - self.num_lost))
-        return msgspec.structs.replace(request, prefix=request.prefix + self.text, params=params)
+        return msgspec.structs.replace(
+            request, prefix=request.prefix + self.text, reasoning=request.reasoning + self.reasoning, params=params
+        )
 
     def usage(self) -> Usage:
         """The account as the asker saw it, over all engines that took part."""
@@ -150,7 +154,7 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
         provider=local.name,
         engine_build=host.info.build if host and host.info else "",
         engine_settings=msgspec.to_builtins(model.engine_settings),
-        parameters=msgspec.to_builtins(request.params),
+        parameters=_parameters(request),
         seed=request.params.seed,
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
@@ -163,3 +167,11 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
         finish_reason=record.finished.reason if record.finished else "error" if record.error else "cancelled",
         error=record.error,
     )
+
+
+def _parameters(request: ChatRequest) -> dict[str, object]:
+    """The sampling, and the digest of the schema that the answer was decoded by, if one was."""
+    parameters: dict[str, object] = msgspec.to_builtins(request.params)
+    if request.response_format is not None:
+        parameters["response_format"] = request.response_format.digest
+    return parameters

@@ -19,7 +19,7 @@ from localllm.inference.json_schema.document import Document, Json, pointer
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.grammar import CompiledSchema
 from localllm.inference.json_schema.lowering import Note
-from localllm.inference.json_schema.reading import NotJson, candidates, dumps, loads, read
+from localllm.inference.json_schema.reading import NotJson, candidates, dumps, loads, read, repeats_keys
 from localllm.inference.json_schema.validator import Validator, Violation
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, FinishReason, Message, TokenLogprob, Usage
 
@@ -60,10 +60,16 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 class StructuredResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Valid data, as a value and as JSON. `unenforced`: keywords that only validation vouches for."""
+    """Valid data, as a value and as JSON: as it was written, unless that is not the same to every reader.
+
+    `unenforced`: keywords that only validation vouches for. `logprobs` are those of the text; none where it was
+    mended or they are not known. `reasoning` is what a thinking model wrote before.
+    """
 
     data: Any
     text: str
+    reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
     guarantee: Guarantee
     unenforced: tuple[Note, ...]
     attempts: int
@@ -118,13 +124,18 @@ class _Answer:
 
     def __init__(self) -> None:
         self.text = ""
+        self.reasoning = ""
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason = "error"
         self.usage = Usage()
 
+    def is_told_by_logprobs(self, text: str) -> bool:
+        return b"".join(each.token for each in self.logprobs) == text.encode()
+
     def note(self, event: Event) -> None:
         if isinstance(event, Chunk):
             self.text += event.text
+            self.reasoning += event.reasoning
             self.logprobs += event.logprobs
         elif isinstance(event, Finished):
             self.reason, self.usage = event.reason, event.usage
@@ -134,6 +145,7 @@ class _Judged(msgspec.Struct):
     """An answer as data, with the judgement on it. `is_mended`: it is not what was written."""
 
     value: Any = None
+    text: str = ""
     is_json: bool = False
     is_mended: bool = False
     violations: list[Violation] = []
@@ -157,6 +169,8 @@ def _judge(text: str, validator: Validator) -> _Judged:
         best = _Judged(reason=str(exc))
     else:
         best = _judge_value(value, validator, is_mended=False)
+        if not best.is_mended and not repeats_keys(text):
+            best.text = text
         if best.is_valid:
             return best
     for value in _candidates(text):
@@ -183,7 +197,7 @@ def _judge_value(value: Json, validator: Validator, *, is_mended: bool) -> _Judg
         if mended is None or mended == value:
             break
         value, is_mended = mended, True
-    return _Judged(value=value, is_json=True, is_mended=is_mended, violations=violations)
+    return _Judged(value=value, text=dumps(value), is_json=True, is_mended=is_mended, violations=violations)
 
 
 def _without_repetition(value: Json, violation: Violation) -> Json | None:
@@ -219,7 +233,9 @@ def _result(
     was_cut = answer.reason not in ("stop", "closed")
     return StructuredResult(
         data=judged.value,
-        text=dumps(judged.value),
+        text=judged.text,
+        reasoning=answer.reasoning,
+        logprobs=tuple(answer.logprobs) if answer.is_told_by_logprobs(judged.text) else (),
         guarantee=guarantee,
         unenforced=unenforced,
         attempts=number,
@@ -309,7 +325,7 @@ def _with_other_seed(request: ChatRequest) -> ChatRequest:
     params = request.params
     seed = None if params.seed is None else (params.seed + 1) % (1 << 31)
     params = msgspec.structs.replace(params, seed=seed, temperature=max(params.temperature, 0.7))
-    return msgspec.structs.replace(request, params=params, prefix="")
+    return msgspec.structs.replace(request, params=params, prefix="", reasoning="")
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

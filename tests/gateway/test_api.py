@@ -33,10 +33,15 @@ def ask(api: OpenAI, **parameters: Any) -> ChatCompletion:
 
 
 def post(server: Server, key: str, body: bytes, path: str = "/v1/chat/completions") -> tuple[int, dict[str, Any]]:
+    status, text = post_for_text(server, key, body, path)
+    return status, json.loads(text)
+
+
+def post_for_text(server: Server, key: str, body: bytes, path: str = "/v1/chat/completions") -> tuple[int, str]:
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
         connection.request("POST", path, body, {"Authorization": f"Bearer {key}"})
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        return response.status, response.read().decode()
 
 
 def usage_rows(server: Server, where: str) -> int:

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import pytest
 
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import ConstraintError, EngineDied
+from localllm.inference.errors import ConstraintError, ContextOverflow, EngineDied
 from localllm.inference.json_schema.document import Document
 from localllm.inference.json_schema.grammar import compile_schema
 from localllm.inference.json_schema.validator import Validator
@@ -161,6 +162,15 @@ async def test_max_tokens_below_the_shortest_document_is_refused_up_front(host: 
     with pytest.raises(ConstraintError, match=r"max_tokens is 5, but the shortest answer .* at least \d\d") as caught:
         await read(host, ask(PERSON, max_tokens=5))
     assert caught.value.kind == "truncated" and caught.value.permanent
+
+
+async def test_max_tokens_may_yield_to_the_window(host: EngineHost) -> None:
+    request = ask(PERSON, max_tokens=1_000_000)
+    with pytest.raises(ContextOverflow):
+        await read(host, request)
+    clipped = msgspec.structs.replace(request.params, clips_max_tokens=True)
+    text, _ = await read(host, msgspec.structs.replace(request, params=clipped))
+    assert is_valid(PERSON, text)
 
 
 async def test_it_goes_on_from_any_point_of_a_document(host: EngineHost) -> None:

@@ -9,17 +9,17 @@ from localllm.inference.engine.detokenizer import Detokenizer
 
 def shown(pieces, stop=()):
     detokenizer = Detokenizer(stop)
-    return [detokenizer.push(piece) for piece in pieces], detokenizer
+    return [detokenizer.push(piece)[1] for piece in pieces], detokenizer
 
 
 def test_it_holds_back_half_a_character():
     pieces, detokenizer = shown(["日".encode()[:1], "日".encode()[1:]])
-    assert pieces == ["", "日"] and detokenizer.flush() == ""
+    assert pieces == ["", "日"] and detokenizer.flush()[1] == ""
 
 
 def test_it_shows_a_broken_last_character_as_a_replacement():
     pieces, detokenizer = shown([b"a", "日".encode()[:2]])
-    assert "".join(pieces) + detokenizer.flush() == "a\ufffd"
+    assert "".join(pieces) + detokenizer.flush()[1] == "a\ufffd"
 
 
 def test_it_holds_back_what_may_become_a_stop_string():
@@ -49,4 +49,4 @@ def test_the_way_the_bytes_are_cut_changes_nothing(text, cuts, stop):
     edges = sorted({0, len(data), *(min(cut, len(data)) for cut in cuts)})
     pieces, detokenizer = shown([data[a:b] for a, b in pairwise(edges)], stop)
     expected = min((text.find(s) for s in stop if s in text), default=len(text))
-    assert "".join(pieces) + detokenizer.flush() == text[:expected]
+    assert "".join(pieces) + detokenizer.flush()[1] == text[:expected]

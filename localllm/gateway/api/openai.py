@@ -79,6 +79,7 @@ class Answer:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
+    reasoning: str = ""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     wants_logprobs: bool = False
     wanted: response_format.Wanted | None = None
@@ -112,12 +113,13 @@ class Answer:
             async for event in events:
                 if isinstance(event, Chunk):
                     self.text += event.text
+                    self.reasoning += event.reasoning
                     self.logprobs += map(_logprob, event.logprobs)
 
     def completion(self) -> dict[str, Any]:
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": self.text, "refusal": None},
+            "message": {"role": "assistant", "content": self.text, "refusal": None, **_reasoning(self.reasoning)},
             "logprobs": {"content": self.logprobs, "refusal": None} if self.wants_logprobs else None,
             "finish_reason": self._finish_reason(),
         }
@@ -127,7 +129,8 @@ class Answer:
         return self._chunk({"role": "assistant", "content": ""})
 
     def text_chunk(self, chunk: Chunk) -> dict[str, Any]:
-        return self._chunk({"content": chunk.text}, [_logprob(each) for each in chunk.logprobs])
+        content = {"content": chunk.text} if chunk.text or not chunk.reasoning else {}
+        return self._chunk({**_reasoning(chunk.reasoning), **content}, [_logprob(each) for each in chunk.logprobs])
 
     def last_chunk(self) -> dict[str, Any]:
         chunk = self._chunk({}, finish_reason=self._finish_reason())
@@ -207,11 +210,16 @@ async def _chunks(
             if not is_begun and not isinstance(event, Loading):
                 yield answer.role_chunk()
                 is_begun = True
-            if isinstance(event, Chunk) and (event.text or event.logprobs):
+            if isinstance(event, Chunk) and (event.text or event.reasoning or event.logprobs):
                 yield answer.text_chunk(event)
     yield answer.last_chunk()
     if with_usage:
         yield answer.usage_chunk()
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """What other servers of thinking models call it, too."""
+    return {"reasoning_content": text} if text else {}
 
 
 def _tokens_per_s(usage: Usage) -> float | None:

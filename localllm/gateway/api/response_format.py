@@ -20,7 +20,7 @@ from localllm.gateway.models import LanguageModel
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.grammar import CompiledSchema
 from localllm.inference.structured import MAX_ATTEMPTS, Attempt, StructuredError, StructuredResult
-from localllm.inference.types import ChatRequest, Chunk, Event, Finished, TokenLogprob
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading
 
 ANY_OBJECT = '{"type": "object"}'
 PARAM = "response_format.json_schema.schema"
@@ -108,7 +108,8 @@ async def events(
 ) -> AsyncGenerator[Event | StructuredResult]:
     """The answer as events: text, then the result, then Finished. `as_written`: text comes as it is written.
 
-    Otherwise, and always where a keyword is checked only afterwards, it comes when it is known to be valid.
+    Otherwise, and always where a keyword is checked only afterwards, it comes when it is known to be valid, and
+    nothing but Loading before it: so an error that comes soon has a status of its own.
     """
     as_written = as_written and wanted.schema.is_exact
     items = structured.stream(
@@ -120,20 +121,15 @@ async def events(
         source=wanted.source,
         max_attempts=1 if as_written else MAX_ATTEMPTS,
     )
-    logprobs: list[TokenLogprob] = []
     finished: Finished | None = None
     async with aclosing(items):
         async for item in items:
             match item:
-                case Attempt():
-                    logprobs.clear()
-                case Chunk() if not as_written:
-                    logprobs += item.logprobs
                 case Finished():
                     finished = item
                 case StructuredResult():
                     if not as_written:
-                        yield Chunk(item.text, logprobs=tuple(logprobs))
+                        yield Chunk(item.text, logprobs=item.logprobs, reasoning=item.reasoning)
                     elif item.guarantee == "repaired":
                         raise StructuredError(
                             "The answer was not valid as it was written. Ask again.", "invalid_after_retries"
@@ -141,5 +137,7 @@ async def events(
                     yield item
                     assert finished is not None
                     yield Finished(reason=item.finish_reason, usage=item.usage, seed=finished.seed)
-                case _:
+                case Attempt():
+                    pass
+                case _ if as_written or isinstance(item, Loading):
                     yield item

@@ -23,6 +23,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from localllm.inference import reasoning as thinking
 from localllm.inference.errors import ModelRefused, ProviderError
 from localllm.inference.types import Message
 
@@ -45,11 +46,13 @@ class Rendered:
     untrusted segment is one that somebody typed. `head` is a prefix of the first segment when that is
     trusted: the text before the first user message, the same for everyone with this system prompt; "" when
     nothing can be shared. With `has_bos` the text begins with the BOS token: the tokenizer must not add one.
+    With `opens_reasoning` the template has begun the reasoning of the answer.
     """
 
     segments: tuple[tuple[str, bool], ...]
     head: str
     has_bos: bool
+    opens_reasoning: bool = False
 
     @property
     def text(self) -> str:
@@ -57,18 +60,22 @@ class Rendered:
 
 
 class ChatTemplate:
-    """A compiled template. `special_tokens` are the spellings of the model's control tokens."""
+    """A compiled template. `special_tokens` are the spellings of the model's control tokens.
+
+    `tags` are those around the reasoning of a thinking model.
+    """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "", special_tokens: Collection[str] = ()) -> None:
         self._template = _compile(source or FALLBACK)
+        self.tags = thinking.detect(source)
         self._bos = bos
         self._eos = eos
         self._spellings = _Spellings({bos, eos, *special_tokens} - {""})
         self._marker = secrets.token_hex(16)  # stands for a user's text
         self._heads: dict[tuple[str, ...], str] = {}
 
-    def render(self, messages: Sequence[Message], *, prefix: str = "") -> Rendered:
-        """The prompt for the next answer, which begins with `prefix`.
+    def render(self, messages: Sequence[Message], *, prefix: str = "", reasoning: str = "") -> Rendered:
+        """The prompt for the next answer, which begins with `prefix`, and before that with `reasoning`.
 
         A template that takes no system message gets its text in front of the first user message. A
         conversation that a template refuses is tried once more in the plainest form: one system message in
@@ -76,12 +83,16 @@ class ChatTemplate:
         """
         guard = _Guard(self._spellings)
         text = self._text([Message(m.role, guard.mask(m.content)) for m in messages])
-        segments = guard.split(text + guard.mask(prefix))
+        begun = guard.mask(prefix)
+        if self.tags:
+            begun = self.tags.begun(text, guard.mask(reasoning), begun)
+        segments = guard.split(text + begun)
         first, is_trusted = segments[0] if segments else ("", False)
         return Rendered(
             segments=segments,
             head=self._head(messages, first) if is_trusted else "",
             has_bos=bool(self._bos) and is_trusted and first.startswith(self._bos),
+            opens_reasoning=self.tags is not None and self.tags.is_open(text),
         )
 
     def _text(self, messages: list[Message]) -> str:

@@ -1,4 +1,4 @@
-"""Which tokens may come next, so that the text becomes a document of one schema, and how it can still end.
+"""Which tokens may come next, so that the text becomes a document of one schema and ends within its budget.
 
 Knows llguidance and the vocabulary as data: bytes and token ids. Knows nothing of llama.cpp, logits'
 origin, slots or JSON Schema's keywords: the grammar arrives ready made.
@@ -6,33 +6,32 @@ origin, slots or JSON Schema's keywords: the grammar arrives ready made.
 
 from __future__ import annotations
 
-import json
-import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from localllm.inference.engine import lookahead
+from localllm.inference.engine.lookahead import ENDLESS, LIMITS, Lookahead
 from localllm.inference.errors import ConstraintError
 
 Ids = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 
 FEW = 2_000  # so many allowed tokens are picked out one by one; more are masked in place
+MAX_PIECE = 32  # bytes of the longest token that is worth looking for
+NEVER = 1 << 30
 MAX_GRAMMARS = 64
-# A step must stay below 50 ms: about 14,000 fuel and 20,000 items are spent in a millisecond.
-LIMITS = LLParserLimits(
-    max_items_in_row=50_000, step_max_items=500_000, step_lexer_fuel=500_000, max_lexer_states=100_000,
-    verbose_errors=False,
-)  # fmt: skip
 # How much the shortest ending may grow while nobody looks: per token, and at once by opening something.
 GROWTH, MARGIN, MAX_MARGIN = 4, 64, 512
-MAX_ENDING = 32_768
-COMPILE_EFFORT, EFFORT = 40_000, 2_000  # steps spent in looking for an ending
-WALKS = 12  # attempts at a text that fits a pattern
+EFFORT, MAX_ENDINGS = 1_500, 3  # steps spent in looking for an ending, and how many are tried
+MAX_UNREAD = 256  # bytes that the lookahead may be behind, so that it catches up within a step
+MAX_OPTIMAL = 1_000  # bytes that are cut into as few tokens as can be, at about 8 µs each, while a batch waits
+MAX_REASONING = 0.5  # of the tokens that the shortest document leaves
 
 
 class Vocabulary:
@@ -54,74 +53,51 @@ class Vocabulary:
         self.size = len(self.pieces)
         self.end_ids = frozenset(end_ids)
         self.num_words = (self.size + 31) // 32
-        self.tokenizer = LLTokenizer(
-            TokenizerWrapper(_Pieces(self.pieces, special_ids, end_ids, tokenize)), eos_token=list(end_ids)
-        )
         self.all_ids = np.arange(self.size, dtype=np.int32)
         special = frozenset(special_ids) | self.end_ids
         plain = [(piece, id) for id, piece in enumerate(self.pieces) if piece and id not in special]
-        self.quotes = _ids((_rank_of_quote(piece), id) for piece, id in plain)
-        self.structure = _ids((_rank_of_structure(piece), id) for piece, id in plain)
-        self.after_number = _ids((b"}],".find(piece), id) for piece, id in plain if len(piece) == 1 and piece in b"}],")
-        printable = [
-            (piece, id) for piece, id in plain if len(piece) == 1 and 32 <= piece[0] < 127 and piece not in b'"\\'
-        ]
-        self.digits = _ids((0, id) for piece, id in plain if len(piece) == 1 and piece.isdigit())
-        self.letters = _ids((0, id) for piece, id in printable if piece.isalnum())
-        self.marks = _ids((0, id) for piece, id in printable if not piece.isalnum())
+        self._id_of = dict(reversed(plain))
+        self._max_piece = min(MAX_PIECE, max((len(piece) for piece, _ in plain), default=1))
+        self.tokenizer = LLTokenizer(
+            TokenizerWrapper(_Pieces(self.pieces, special, end_ids[0], tokenize or self._tokens)),
+            eos_token=list(end_ids),
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.fewest(text.encode()) or []
+
+    def fewest(self, data: bytes) -> list[int] | None:
+        """The text in as few tokens as can be, whatever the tokenizer would make of it; None if it cannot be said."""
+        counts, ends = [0] * (len(data) + 1), [0] * (len(data) + 1)  # of the best way from each byte on
+        for at in range(len(data) - 1, -1, -1):
+            sizes = range(1, min(self._max_piece, len(data) - at) + 1)
+            ways = [(counts[at + n], -n) for n in sizes if counts[at + n] < NEVER and data[at : at + n] in self._id_of]
+            counts[at], ends[at] = (ways and (min(ways)[0] + 1, at - min(ways)[1])) or (NEVER, 0)
+        if counts[0] >= NEVER:
+            return None
+        tokens, at = [], 0
+        while at < len(data):
+            tokens.append(self._id_of[data[at : ends[at]]])
+            at = ends[at]
+        return tokens
 
 
 class _Pieces:
     """What llguidance asks of a tokenizer."""
 
     def __init__(
-        self,
-        pieces: list[bytes],
-        special_ids: Sequence[int],
-        end_ids: Sequence[int],
-        tokenize: Callable[[str], list[int]] | None,
+        self, pieces: list[bytes], special_ids: Iterable[int], end_id: int, tokenize: Callable[[str], list[int]]
     ) -> None:
         self.tokens = pieces
-        self.special_token_ids = sorted({*special_ids, *end_ids})
-        self.eos_token_id = end_ids[0]
+        self.special_token_ids = sorted(special_ids)
+        self.eos_token_id = end_id
         self.bos_token_id = None
-        self._tokenize = tokenize or self._greedy
-        self._longest = max(map(len, pieces), default=1)
-        self._id_of = {piece: id for id, piece in reversed(list(enumerate(pieces))) if piece}
+        self._tokenize = tokenize
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise TypeError("Only text is tokenized; loose bytes are cut greedily by the caller.")
         return self._tokenize(text)
-
-    def _greedy(self, text: str) -> list[int]:
-        data, ids = text.encode(), []
-        while data:
-            size = next((n for n in range(min(len(data), self._longest), 0, -1) if data[:n] in self._id_of), 1)
-            if data[:size] in self._id_of:
-                ids.append(self._id_of[data[:size]])
-            data = data[size:]
-        return ids
-
-
-def _ids(ranked: Any) -> Ids:
-    """Token ids by their rank, unranked ones left out."""
-    return np.array([id for rank, id in sorted((rank, id) for rank, id in ranked if rank is not None)], np.int32)
-
-
-def _rank_of_quote(piece: bytes) -> int | None:
-    """Tokens that end a text, those that end most behind it first."""
-    return -len(piece) if piece.startswith(b'"') and not piece[1:].strip(b"}]") else None
-
-
-def _rank_of_structure(piece: bytes) -> tuple[int, int] | None:
-    """Outside of texts: what ends comes first, then the shortest values, last what begins something."""
-    if not piece.strip(b"}]"):
-        return (0, -len(piece))
-    order = (b"0", b'""', b"[]", b"{}", b"null", b"true", b"false", b"1", b'"', b"{", b"[", b":", b",", b'":', b'","')
-    if piece in order:
-        return (1, order.index(piece))
-    return (2, piece[0]) if len(piece) == 1 and piece in b"23456789-" else None
 
 
 class Grammars:
@@ -148,19 +124,23 @@ class Grammar:
 
     def __init__(self, text: str, vocabulary: Vocabulary, examples: Sequence[str] = ()) -> None:
         self.vocabulary = vocabulary
-        self.examples = [json.dumps(example, ensure_ascii=False)[1:].encode() for example in examples]
         self.matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=LIMITS)
         if self.matcher.is_error():
             raise ConstraintError(f"The schema cannot be decoded by: {_reason(self.matcher)}.")
-        ending = _Ending(self, self.matcher, _TextState()).find(MAX_ENDING, COMPILE_EFFORT)
-        if ending is None:
-            raise ConstraintError(
-                "No document was found that satisfies this schema: it may ask for something endless, or "
-                "contradict itself. Loosen what it requires.",
-                "unsatisfiable",
-            )
-        self.min_tokens = len(ending)
-        self.shortest = b"".join(vocabulary.pieces[token] for token in ending).decode("utf-8", "replace")
+        self.lookahead = Lookahead(text, examples)
+        self.shortest_ids = self._shortest_ids()
+        self.min_tokens = len(self.shortest_ids)
+
+    def _shortest_ids(self) -> list[int]:
+        for ending in self.lookahead.endings(lookahead.EFFORT):
+            ids = self.vocabulary.fewest(ending)
+            if ids is not None and ends_with(self.matcher, ids):
+                return ids
+        raise ConstraintError(ENDLESS, "unsatisfiable")
+
+    @property
+    def shortest(self) -> str:
+        return b"".join(self.vocabulary.pieces[token] for token in self.shortest_ids).decode("utf-8", "replace")
 
     def accepts(self, text: str) -> bool:
         """May a model write exactly this?"""
@@ -171,47 +151,28 @@ class Grammar:
             return False
         return constraint.may_end
 
-    def start(self, budget: int, after: str = "") -> Constraint:
-        """A constraint for one answer of at most `budget` tokens.
-
-        With `after`, such as `</think>`, anything may be written until that text has come.
-        """
-        if budget < self.min_tokens:
+    def start(self, budget: int, preface: Preface | None = None) -> Constraint:
+        """A constraint for one answer of at most `budget` tokens, reasoning included."""
+        needed = self.min_tokens + (len(preface.closing) if preface and preface.is_open else 0)
+        if budget < needed:
             raise ConstraintError(
-                f"max_tokens is {budget}, but the shortest answer to this schema takes {self.min_tokens} tokens. "
-                f"Ask for at least {self.min_tokens}.",
+                f"max_tokens is {budget}, but the shortest answer to this schema takes {needed} tokens. "
+                f"Ask for at least {needed}.",
                 "truncated",
             )
-        return Constraint(self, budget, after)
+        return Constraint(self, budget, preface)
 
 
-class _TextState:
-    """Within a JSON text, or outside? Follows the bytes."""
+@dataclass(frozen=True, slots=True)
+class Preface:
+    """What may come before the document: reasoning between two tags, given as tokens.
 
-    __slots__ = ("in_string", "is_escaped", "last", "length")
+    With `is_open` the prompt ends with the opening tag; otherwise the model may begin with it.
+    """
 
-    def __init__(self) -> None:
-        self.in_string = self.is_escaped = False
-        self.last = 0
-        self.length = 0  # bytes since the text's opening quote
-
-    def copy(self) -> _TextState:
-        other = _TextState()
-        other.in_string, other.is_escaped = self.in_string, self.is_escaped
-        other.last, other.length = self.last, self.length
-        return other
-
-    def push(self, data: bytes) -> None:
-        for byte in data:
-            self.length += 1
-            if self.is_escaped:
-                self.is_escaped = False
-            elif byte == 0x5C and self.in_string:
-                self.is_escaped = True
-            elif byte == 0x22:
-                self.in_string = not self.in_string
-                self.length = 0
-            self.last = byte
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    is_open: bool = False
 
 
 class Constraint:
@@ -220,20 +181,24 @@ class Constraint:
     Not for use by two threads.
     """
 
-    def __init__(self, grammar: Grammar, budget: int, after: str = "") -> None:
+    def __init__(self, grammar: Grammar, budget: int, preface: Preface | None = None) -> None:
         self.vocabulary = grammar.vocabulary
         self._grammar = grammar
         self.is_done = False
         self.is_closed = False  # the budget ended the answer, not the model
         self._matcher = grammar.matcher.deep_copy()
-        self._state = _TextState()
+        self._lookahead = grammar.lookahead.copy()
+        self._unread = b""  # of the document, by the lookahead
         self._remaining = budget
         self._margin = min(MAX_MARGIN, max(MARGIN, 2 * grammar.min_tokens))
-        self._after = after.encode()  # empty as soon as the document may begin
-        self._tail = b""
-        self._ending: list[int] | None = None  # from the present state, when it is known
-        self._last_ending: list[int] = []  # one that fitted some state before
-        self._num_until_check = self._patience(grammar.min_tokens)
+        self._preface = preface  # None as soon as the document has begun
+        self._reasoned = b""
+        self._num_to_reason = int(
+            MAX_REASONING * (budget - grammar.min_tokens - len(preface.closing if preface else ()))
+        )
+        self._ending: list[int] | None = grammar.shortest_ids  # from the present state, when it is known
+        self._last_ending: list[int] | None = None  # one that fitted some state before
+        self._num_until_check = self._patience(grammar.min_tokens) - 1
         self._words = np.zeros(self.vocabulary.num_words, np.int32)
 
     # What may come next
@@ -243,7 +208,7 @@ class Constraint:
 
         Few are picked out; of many the forbidden ones are kept with a logit of minus infinity.
         """
-        if self._after:
+        if self._is_reasoning:
             masked = logits.copy()
             masked[list(self.vocabulary.end_ids)] = -np.inf
             return self.vocabulary.all_ids, masked
@@ -266,7 +231,16 @@ class Constraint:
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._matcher.is_error():
             raise ConstraintError(f"The schema became too costly to follow: {_reason(self._matcher)}.")
+        if self._preface:
+            self._offer_reasoning(self._preface.opening[0])
         return self._words
+
+    def _offer_reasoning(self, opening: int) -> None:
+        byte, bit = opening >> 3, np.uint8(1 << (opening & 7))
+        octets = self._words.view(np.uint8)
+        if octets[byte] & bit:
+            self._preface = None  # a document may begin with the same token
+        octets[byte] |= bit
 
     def _allowed(self) -> Ids:
         return np.flatnonzero(np.unpackbits(self._words.view(np.uint8), bitorder="little")).astype(np.int32)
@@ -274,13 +248,15 @@ class Constraint:
     @property
     def may_end(self) -> bool:
         """Is the document complete as it stands?"""
-        return self.is_done or (not self._after and self._matcher.is_accepting())
+        return self.is_done or (not self._preface and self._matcher.is_accepting())
 
     # What comes
 
     def start(self) -> list[int]:
         """Tokens that every answer begins with. They need no sampling."""
-        return [] if self._after else self._advance([])
+        if self._is_reasoning and self._num_to_reason <= 0:
+            return self._end_reasoning()
+        return [] if self._preface else self._take([])
 
     def accept(self, token: int) -> list[int]:
         """Take a sampled token; returns what to append to the answer: it, and what is forced to follow.
@@ -288,59 +264,93 @@ class Constraint:
         When the answer could not end any more within the budget, returns its shortest ending instead
         and `is_closed`.
         """
-        if self._after:
-            return self._accept_before(token)
+        if self._is_reasoning:
+            return self._reason([token])
+        if self._preface and token == self._preface.opening[0]:
+            return self._begin_reasoning(self._preface)
+        self._preface = None
         if token in self.vocabulary.end_ids:
             self.is_done = True
             return [token]
-        self._num_until_check -= 1
-        if self._num_until_check > 0:
-            return self._advance([token])
-        return self._accept_within_budget(token)
+        return self._take([token])
 
     def replay(self, tokens: Sequence[int]) -> None:
         """Follow an answer that has been given already, in part. Raises ConstraintError where it breaks off."""
         for token in tokens:
-            if self._after:
-                self._read_before(token)
-                continue
             self._mask()  # the effort that a token may take is counted from here
             if not self._matcher.try_consume_tokens([token]):
                 raise ConstraintError("The answer so far does not fit the schema, so it cannot be continued.")
             self._remember([token])
+        self._read()
         self._num_until_check = 0
         self.is_done = self._matcher.is_stopped()
 
-    def _accept_before(self, token: int) -> list[int]:
-        """Take a token of what comes before the document; end that in time for the document."""
-        marker = self.vocabulary.tokenizer.tokenize_str(self._after.decode(), parse_special=True)
-        taken = [token]
-        self._read_before(token)
-        if self._after and self._remaining <= self._grammar.min_tokens + self._margin + len(marker):
-            taken += marker
-            for each in marker:
-                self._read_before(each)
-            self._after = b""
-        if not self._after:
-            self._num_until_check = 0
-            taken += self._advance([])
-        return taken
-
-    def _read_before(self, token: int) -> None:
-        self._remaining -= 1
-        self._tail = (self._tail + self.vocabulary.pieces[token])[-4 * len(self._after) - 64 :]
-        if self._after in self._tail:
-            self._after = b""
-
     def close(self) -> list[int]:
         """End the answer now, in as few tokens as were found."""
-        ending = self._ending if self._ending is not None else self._find_ending(max(0, self._remaining))
+        ending = self._ending if self._ending is not None else self._find_ending()
         if ending is None:
             raise ConstraintError("The answer cannot be ended within its budget.", "truncated")
         self._matcher.consume_tokens(ending)
         self._remember(ending)
         self.is_done = self.is_closed = True
         return ending
+
+    # Reasoning
+
+    @property
+    def _is_reasoning(self) -> bool:
+        return self._preface is not None and self._preface.is_open
+
+    def _begin_reasoning(self, preface: Preface) -> list[int]:
+        self._preface = replace(preface, is_open=True)
+        self._remaining -= len(preface.opening)
+        self._num_to_reason -= len(preface.opening)
+        return list(preface.opening)
+
+    def _reason(self, tokens: list[int]) -> list[int]:
+        """Take tokens of the reasoning; end it in time for the document."""
+        assert self._preface is not None
+        closing = b"".join(self.vocabulary.pieces[token] for token in self._preface.closing)
+        self._remaining -= len(tokens)
+        self._num_to_reason -= len(tokens)
+        self._reasoned += b"".join(self.vocabulary.pieces[token] for token in tokens)
+        if closing in self._reasoned:
+            self._preface = None
+            return tokens + self._take([])
+        self._reasoned = self._reasoned[-len(closing) :]
+        return tokens + self._end_reasoning() if self._num_to_reason <= 0 else tokens
+
+    def _end_reasoning(self) -> list[int]:
+        assert self._preface is not None
+        return self._reason(list(self._preface.closing))
+
+    # The document
+
+    def _take(self, tokens: list[int]) -> list[int]:
+        """Take the tokens and what is forced after them, if the answer can still end then; else end it before them."""
+        if len(self._unread) > MAX_UNREAD:
+            self._read()
+        before = (self._unread, self._remaining, self._ending)
+        taken = self._advance(tokens)
+        if self._num_until_check > 0 and not self._opens(taken):
+            return taken
+        lookahead = self._lookahead.copy()
+        if self._can_end():
+            return taken
+        if before[2] is None and self._remaining > 4 * MAX_MARGIN:
+            self._num_until_check = self._remaining // 4  # no ending is known, but there may be one further on
+            return taken
+        self._matcher.rollback(len(taken))
+        self._lookahead = lookahead
+        self._unread, self._remaining, self._ending = before
+        self.is_done = False
+        return self.close()
+
+    def _opens(self, tokens: list[int]) -> bool:
+        """What is opened may take many more tokens to be closed again than were held in reserve."""
+        if self._remaining > 2 * MAX_MARGIN:
+            return False
+        return any(b"{" in self.vocabulary.pieces[token] or b"[" in self.vocabulary.pieces[token] for token in tokens)
 
     def _advance(self, tokens: list[int]) -> list[int]:
         if tokens and not self._matcher.consume_tokens(tokens):
@@ -349,53 +359,60 @@ class Constraint:
         if forced:
             self._matcher.consume_tokens(forced)
         self._remember([*tokens, *forced])
-        self._num_until_check -= len(forced)
+        self._num_until_check -= 1 + len(forced)
         self.is_done = self._matcher.is_stopped()
         return [*tokens, *forced]
 
     def _remember(self, tokens: Sequence[int]) -> None:
         self._remaining -= len(tokens)
-        for token in tokens:
-            self._state.push(self.vocabulary.pieces[token])
+        self._unread += b"".join(self.vocabulary.pieces[token] for token in tokens)
         ending = self._ending
         self._ending = ending[len(tokens) :] if ending is not None and ending[: len(tokens)] == [*tokens] else None
 
-    def _accept_within_budget(self, token: int) -> list[int]:
-        """Take the token only if the answer can still end after it."""
-        if self._ending is None:
-            self._ending = self._find_ending(self._remaining)
-        before = (self._matcher.deep_copy(), self._state.copy(), self._remaining, self._ending)
-        taken = self._advance([token])
+    def _can_end(self) -> bool:
         if self.is_done:
-            if self._remaining >= 0:
-                return taken
-        else:
-            if self._ending is None:
-                self._ending = self._find_ending(self._remaining)
-            if self._ending is not None and len(self._ending) <= self._remaining:
-                self._num_until_check = self._patience(len(self._ending))
-                return taken
-        self._matcher, self._state, self._remaining, self._ending = before
-        self.is_done = False
-        return self.close()
+            return self._remaining >= 0
+        if self._ending is None:
+            self._ending = self._find_ending()
+        if self._ending is None or len(self._ending) > self._remaining:
+            return False
+        self._num_until_check = self._patience(len(self._ending))
+        self.is_done = self.is_closed = self._remaining == 0
+        return True
 
     def _patience(self, num_ending: int) -> int:
         """For how many tokens the ending needs no second look."""
         return max(1, (self._remaining - num_ending - self._margin) // (1 + GROWTH))
 
-    def _find_ending(self, limit: int) -> list[int] | None:
-        ending = self._last_ending
-        if len(ending) > limit or not self._ends_with(ending):
-            found = _Ending(self._grammar, self._matcher, self._state).find(limit, EFFORT)
-            if found is None:
-                return None
-            ending = self._last_ending = found
-        return list(ending)
+    def _find_ending(self) -> list[int] | None:
+        """An ending within the budget, from the present state."""
+        # Within a text or a list the ending that was found a token ago mostly still fits.
+        if self._last_ending is None or not self._fits(self._last_ending):
+            self._read()
+            found = map(self._tokenized, islice(self._lookahead.endings(EFFORT), MAX_ENDINGS))
+            self._last_ending = next((tokens for tokens in found if tokens is not None), None)
+        return self._last_ending
 
-    def _ends_with(self, ending: list[int]) -> bool:
-        """Within a text or a list the ending that was found a token ago mostly still fits."""
-        matcher = self._matcher.deep_copy()
-        return bool(ending) and matcher.try_consume_tokens(ending) == len(ending) and matcher.is_accepting()
+    def _read(self) -> None:
+        self._lookahead.read(self._unread)
+        self._unread = b""
+
+    def _fits(self, ending: list[int]) -> bool:
+        return len(ending) <= self._remaining and ends_with(self._matcher, ending)
+
+    def _tokenized(self, ending: bytes) -> list[int] | None:
+        """The ending in tokens, if they are few enough."""
+        tokens = self.vocabulary.tokenizer.greedy_tokenize(ending.decode("utf-8", "replace"))
+        if self._fits(tokens):
+            return tokens
+        fewest = self.vocabulary.fewest(ending) if len(ending) <= MAX_OPTIMAL else None
+        return fewest if fewest is not None and self._fits(fewest) else None
+
+
+def ends_with(matcher: LLMatcher, tokens: list[int]) -> bool:
+    """Would these tokens complete the document?"""
+    matcher = matcher.deep_copy()
+    return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
 
 _TABLE = np.where(
@@ -406,93 +423,3 @@ _TABLE = np.where(
 def _reason(matcher: LLMatcher) -> str:
     text = matcher.get_error().partition("\n")[0].strip().rstrip(".")
     return text[:200] or matcher.stop_reason()
-
-
-class _Ending:
-    """Looks for a short way to the end of a document: no model, only what the grammar allows."""
-
-    def __init__(self, grammar: Grammar, matcher: LLMatcher, state: _TextState) -> None:
-        self._vocabulary = grammar.vocabulary
-        self._examples = grammar.examples
-        self._from = matcher
-        self._from_state = state
-        self._words = np.zeros(self._vocabulary.num_words, np.int32)
-
-    def find(self, limit: int, effort: int) -> list[int] | None:
-        """Tokens that end the document, at most `limit`, found in `effort` steps; None if none were."""
-        self._effort = effort
-        for seed in range(WALKS):
-            self._boldness = 1 - 0.05 * seed
-            path = self._walk(limit, random.Random(seed))
-            if path is not None or self._effort <= 0:
-                return path
-        return None
-
-    def _walk(self, limit: int, chance: random.Random) -> list[int] | None:
-        matcher, state = self._from.deep_copy(), self._from_state.copy()
-        path: list[int] = []
-        while not matcher.is_accepting():
-            self._effort -= 1
-            step = self._step(matcher, state, chance)
-            if not step or len(path) + len(step) > limit or self._effort < 0:
-                return None
-            path += step
-            for token in step:
-                state.push(self._vocabulary.pieces[token])
-        return path
-
-    def _step(self, matcher: LLMatcher, state: _TextState, chance: random.Random) -> list[int]:
-        """Takes the next tokens and returns them; none when there is no way on."""
-        step = matcher.compute_ff_tokens()
-        if not step:
-            matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-            if matcher.is_error():
-                return []
-            if state.in_string:
-                quotes = self._allowed(self._vocabulary.quotes)
-                if not len(quotes) and (rest := self._rest_of_example(matcher, state)):
-                    return rest
-                step = [int(quotes[0])] if len(quotes) else self._character(chance)
-            else:
-                step = self._structure(state, chance)
-        return step if step and matcher.consume_tokens(step) else []
-
-    def _rest_of_example(self, matcher: LLMatcher, state: _TextState) -> list[int]:
-        """End a text as an example ends: from the same position on, or with the whole of it."""
-        for example in self._examples:
-            for rest in dict.fromkeys((example[state.length :], example)):
-                tokens = self._vocabulary.tokenizer.greedy_tokenize(rest.decode("utf-8", "ignore")) if rest else []
-                if tokens:
-                    taken = matcher.try_consume_tokens(tokens)
-                    if taken == len(tokens):
-                        return tokens
-                    if taken:
-                        matcher.rollback(taken)
-        return []
-
-    def _character(self, chance: random.Random) -> list[int]:
-        letters, marks = self._allowed(self._vocabulary.letters), self._allowed(self._vocabulary.marks)
-        if len(marks) and (not len(letters) or chance.random() < 0.4):
-            return [int(chance.choice(marks))]
-        return [int(chance.choice(letters))] if len(letters) else self._anything(chance)
-
-    def _structure(self, state: _TextState, chance: random.Random) -> list[int]:
-        if state.last in b"0123456789" and len(ends := self._allowed(self._vocabulary.after_number)):
-            return [int(ends[0])]
-        if state.last in b"0123456789.-" and len(digits := self._allowed(self._vocabulary.digits)):
-            return [int(chance.choice(digits))]
-        structure = self._allowed(self._vocabulary.structure)
-        if not len(structure):
-            return self._anything(chance)
-        # What is short at first may lead nowhere: 0 where more than 0 is asked for.
-        is_first_walk = chance.random() < self._boldness
-        return [int(structure[0] if is_first_walk else chance.choice(structure))]
-
-    def _anything(self, chance: random.Random) -> list[int]:
-        allowed = np.flatnonzero(np.unpackbits(self._words.view(np.uint8), bitorder="little"))
-        texts = [int(id) for id in allowed if int(id) not in self._vocabulary.end_ids]
-        return [chance.choice(texts)] if texts else []
-
-    def _allowed(self, ids: Ids) -> Ids:
-        chosen: Ids = ids[(self._words[ids >> 5] >> (ids & 31) & 1).astype(bool)]
-        return chosen

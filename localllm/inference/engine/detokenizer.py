@@ -1,34 +1,48 @@
-"""Token bytes in, showable text out: holds back half a UTF-8 character and half a stop string."""
+"""Token bytes in, showable text out: holds back half a UTF-8 character, half a tag and half a stop string."""
 
 from __future__ import annotations
 
 import codecs
 
+from localllm.inference.reasoning import ReasoningParser
+
 
 class Detokenizer:
-    """Collects the bytes of one answer.
+    """Collects the bytes of one answer, and its reasoning apart when there is a parser for it.
 
-    Nothing that might still become part of a stop string leaves `push`; the stop string itself and
-    what follows it never leave at all.
+    Nothing of the answer that might still become part of a stop string leaves `push`; the stop string
+    itself and what follows it never leave at all. Reasoning is not searched for stop strings.
     """
 
-    def __init__(self, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, stop: tuple[str, ...] = (), parser: ReasoningParser | None = None) -> None:
         self.is_stopped = False
         self._stop = tuple(s for s in stop if s)
+        self._parser = parser
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def push(self, piece: bytes) -> str:
-        """Add one token's bytes; return the text that may be shown now."""
-        self._held += self._decoder.decode(piece)
-        return self._release(self._num_undecided())
+    @property
+    def is_answering(self) -> bool | None:
+        """Is it the answer that comes, not reasoning? None while that is not known."""
+        return self._parser.is_answering if self._parser else True
 
-    def flush(self) -> str:
+    def push(self, piece: bytes) -> tuple[str, str]:
+        """Add one token's bytes; return what may be shown now, as reasoning and as answer."""
+        text = self._decoder.decode(piece)
+        reasoning, answer = self._parser.push(text) if self._parser else ("", text)
+        self._held += answer
+        return reasoning, self._release(self._num_undecided())
+
+    def flush(self) -> tuple[str, str]:
         """The answer is over: return what was held back. A broken last character becomes U+FFFD."""
         if self.is_stopped:
-            return ""
-        self._held += self._decoder.decode(b"", final=True)
-        return self._release(0)
+            return "", ""
+        reasoning, answer = "", self._decoder.decode(b"", final=True)
+        if self._parser:
+            (reasoning, answer), rest = self._parser.push(answer), self._parser.flush()
+            reasoning, answer = reasoning + rest[0], answer + rest[1]
+        self._held += answer
+        return reasoning, self._release(0)
 
     def _release(self, num_undecided: int) -> str:
         found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]

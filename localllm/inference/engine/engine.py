@@ -176,8 +176,8 @@ class Engine:
         # The token that ends the turn belongs to the record, not to the answer.
         is_end = bool(sample.tokens) and self._ends(seq, sample.tokens[-1])
         num_shown = len(sample.tokens) - is_end
-        text = "".join(seq.detokenizer.push(self._runner.piece(token)) for token in sample.tokens[:num_shown])
-        seq.emit(Chunk(text, tuple(sample.tokens), sample.logprobs[:num_shown]))
+        pieces = [self._runner.piece(token) for token in sample.tokens[:num_shown]]
+        seq.emit(seq.shown(sample.tokens, pieces, sample.logprobs))
         if reason := self._reason_to_finish(seq, is_end):
             self._finish(seq, reason)
 
@@ -193,8 +193,9 @@ class Engine:
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         self._release(seq)
-        if text := seq.detokenizer.flush():
-            seq.emit(Chunk(text))
+        reasoning, text = seq.detokenizer.flush()
+        if reasoning or text or seq.held_logprobs:
+            seq.emit(Chunk(text, logprobs=tuple(seq.held_logprobs), reasoning=reasoning))
         seq.emit(seq.finished(reason, self._runner.window))
 
     def _release(self, seq: Sequence) -> None:

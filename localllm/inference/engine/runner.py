@@ -8,7 +8,7 @@ Works on llama.cpp's low-level functions: `llama_cpp.Llama` decodes one request 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -184,8 +184,13 @@ class Runner:
             raise ProviderError(f"llama.cpp could not tokenize a text of {len(data)} bytes.", permanent=True)
         return ids[:count]
 
+    def show(self, tokens: Iterable[int]) -> None:
+        """Let these control tokens stand for their spelling."""
+        for token in tokens:
+            self._pieces[token] = self._bytes(token, special=True)
+
     def piece(self, token: int) -> bytes:
-        """The bytes a token stands for; control tokens stand for none."""
+        """The bytes a token stands for; control tokens stand for none, unless they are shown."""
         piece = self._pieces[token]
         if piece is None:
             piece = self._pieces[token] = self._bytes(token, special=False)
@@ -315,7 +320,7 @@ class Runner:
         count = seq.params.num_logprobs
         if count is None:
             return Sample(tokens)
-        num_chosen = int(tokens[0] == token)  # none where the answer was closed instead
+        num_chosen = int(tokens[:1] == [token])  # none where the answer was closed instead
         chosen = tuple(self._logprob(each, logits, count) for each in tokens[:num_chosen])
         return Sample(tokens, chosen + self.certain(tokens[num_chosen:]))
 

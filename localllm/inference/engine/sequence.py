@@ -10,7 +10,8 @@ from typing import Any
 from localllm.inference.engine.constraint import Constraint
 from localllm.inference.engine.detokenizer import Detokenizer
 from localllm.inference.errors import ProviderError
-from localllm.inference.types import Event, Finished, FinishReason, SamplingParams, Usage
+from localllm.inference.reasoning import ReasoningParser
+from localllm.inference.types import Chunk, Event, Finished, FinishReason, SamplingParams, TokenLogprob, Usage
 
 Emit = Callable[[Event | ProviderError], None]
 
@@ -31,12 +32,14 @@ class Sequence:
     owner: str = ""
     num_shared: int = 0
     constraint: Constraint | None = None  # what the answer must be decoded by
+    parser: ReasoningParser | None = None  # parses the reasoning of a thinking model apart
     num_computed: int = 0  # how many of `tokens` are in the KV cache
     num_reused: int = 0
     slot: int | None = None  # llama.cpp's seq_id; None while waiting
     sampler: Any = None  # the runner's; opaque here
     cancelled: bool = False
     place: int = 0  # last place in line that was told
+    held_logprobs: list[TokenLogprob] = field(default_factory=list)  # of tokens that may turn out to be reasoning
     num_prompt_tokens: int = field(init=False)
     detokenizer: Detokenizer = field(init=False)
     submitted_at: float = field(default_factory=time.monotonic)
@@ -45,7 +48,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.tokens)
-        self.detokenizer = Detokenizer(self.params.stop)
+        self.detokenizer = Detokenizer(self.params.stop, self.parser)
 
     @property
     def num_pending(self) -> int:
@@ -59,6 +62,20 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         return self.num_computed >= self.num_prompt_tokens
+
+    def shown(self, tokens: list[int], pieces: list[bytes], logprobs: tuple[TokenLogprob, ...]) -> Chunk:
+        """The next tokens as their reader sees them. `pieces` lacks the token that ends the turn."""
+        reasoning, text = "", ""
+        told: list[TokenLogprob] = []
+        for at, piece in enumerate(pieces):
+            more_reasoning, more_text = self.detokenizer.push(piece)
+            reasoning, text = reasoning + more_reasoning, text + more_text
+            self.held_logprobs += logprobs[at : at + 1]
+            if self.detokenizer.is_answering:
+                told += self.held_logprobs
+            if self.detokenizer.is_answering is not None:
+                self.held_logprobs.clear()
+        return Chunk(text, tuple(tokens), tuple(told), reasoning)
 
     def finished(self, reason: FinishReason, window: int) -> Finished:
         """The closing event, with the account of what this request took."""

@@ -20,14 +20,15 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from localllm.inference.engine import wire
-from localllm.inference.engine.chat_template import ChatTemplate
-from localllm.inference.engine.constraint import Constraint, Grammars
+from localllm.inference.engine.chat_template import ChatTemplate, Rendered
+from localllm.inference.engine.constraint import Constraint, Grammars, Preface
 from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished, Message
+from localllm.inference.reasoning import Phase, ReasoningParser
+from localllm.inference.types import ChatRequest, Event, Finished
 
 PR_SET_PDEATHSIG = 1
 
@@ -56,6 +57,11 @@ class Worker:
         except ModelRefused as exc:
             self._send(wire.Refused(str(exc)))
             return
+        self._tags = self._template.tags
+        if self._tags:
+            self._opening = self._runner.tokenize(self._tags.opening + "\n", special=True)
+            self._closing = self._runner.tokenize(self._tags.closing, special=True)
+            self._runner.show((*self._opening, *self._closing))
         # Most conversations begin alike, and tokenizing takes a millisecond or two for each thousand characters.
         self._tokenize_head = lru_cache(maxsize=64)(partial(self._runner.tokenize, special=True))
         self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
@@ -140,8 +146,8 @@ class Worker:
             message = self._requests.get()
             try:
                 if isinstance(message, wire.Count):
-                    tokens, _ = self._tokenize(message.id, message.messages, "")
-                    self._send(wire.Counted(message.id, len(tokens)))
+                    rendered = self._render(message.id, ChatRequest(messages=message.messages))
+                    self._send(wire.Counted(message.id, len(self._tokenize(rendered)[0])))
                 else:
                     self._submit(message.id, message.request)
             except InferenceError as exc:
@@ -150,7 +156,8 @@ class Worker:
                 self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
 
     def _submit(self, id: int, request: ChatRequest) -> None:
-        tokens, num_shared = self._tokenize(id, request.messages, request.prefix)
+        rendered = self._render(id, request)
+        tokens, num_shared = self._tokenize(rendered)
         seed = request.params.seed
         max_tokens = self._max_tokens(len(tokens), request)
         seq = Sequence(
@@ -161,7 +168,8 @@ class Worker:
             emit=self._teller(id),
             owner=request.owner,
             num_shared=num_shared,
-            constraint=self._constraint(request, max_tokens),
+            constraint=self._constraint(request, rendered, max_tokens),
+            parser=self._parser(request, rendered),
         )
         with self._lock:
             self._sequences[id] = seq
@@ -170,7 +178,20 @@ class Worker:
                 seq.cancelled = True
         self._engine.submit(seq)
 
-    def _constraint(self, request: ChatRequest, max_tokens: int) -> Constraint | None:
+    def _parser(self, request: ChatRequest, rendered: Rendered) -> ReasoningParser | None:
+        """What parses the reasoning of a thinking model apart, unless that is over already."""
+        if self._tags is None or request.prefix:
+            return None
+        phase: Phase = "reasoning" if _is_open(request, rendered) else "undecided"
+        return ReasoningParser(self._tags, phase, is_begun=bool(request.reasoning))
+
+    def _preface(self, request: ChatRequest, rendered: Rendered) -> Preface | None:
+        """The reasoning that may come before a document."""
+        if self._tags is None or request.prefix:
+            return None
+        return Preface(tuple(self._opening), tuple(self._closing), _is_open(request, rendered))
+
+    def _constraint(self, request: ChatRequest, rendered: Rendered, max_tokens: int) -> Constraint | None:
         """What the answer is decoded by, brought to where the prefix ends."""
         wanted = request.response_format
         if wanted is None:
@@ -178,18 +199,22 @@ class Worker:
         self._grammars = self._grammars or Grammars(self._runner.vocabulary)
         grammar = self._grammars.get(wanted.digest, wanted.grammar, wanted.examples)
         written = grammar.vocabulary.tokenizer.tokenize_str(request.prefix)
-        constraint = grammar.start(max_tokens + len(written))
+        constraint = grammar.start(max_tokens + len(written), self._preface(request, rendered))
         constraint.replay(written)
         return constraint
 
-    def _tokenize(self, id: int, messages: tuple[Message, ...], prefix: str) -> tuple[list[int], int]:
-        """The prompt's token ids, and how many of them come before the first user message."""
-        num_bytes = sum(len(m.content.encode()) for m in messages) + len(prefix.encode())
+    def _render(self, id: int, request: ChatRequest) -> Rendered:
+        texts = (*(message.content for message in request.messages), request.prefix, request.reasoning)
+        num_bytes = sum(len(text.encode()) for text in texts)
         if num_bytes > self._max_prompt_bytes:
             raise self._too_long(f"of {num_bytes} bytes")
         self._send(wire.Rendering(id))
-        rendered = self._template.render(messages, prefix=prefix)
+        rendered = self._template.render(request.messages, prefix=request.prefix, reasoning=request.reasoning)
         self._send(wire.Rendered(id))
+        return rendered
+
+    def _tokenize(self, rendered: Rendered) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of them come before the first user message."""
         tokens = [self._runner.bos_token] if self._runner.adds_bos and not rendered.has_bos else []
         num_bos = len(tokens)
         for text, is_trusted in rendered.segments:
@@ -203,8 +228,9 @@ class Worker:
         if room < 1:
             raise self._too_long(f"{num_prompt_tokens} tokens long")
         if wanted is not None and wanted > room:
-            if request.prefix:
-                return room  # it was granted when the answer began; what is left of the window is left
+            # An answer under way was granted its tokens when it began; what is left of the window is left.
+            if request.params.clips_max_tokens or request.prefix or request.reasoning:
+                return room
             raise ContextOverflow(
                 f"The prompt has {num_prompt_tokens} tokens and max_tokens is {wanted}, but the context of this "
                 f"model holds {self._runner.window}. Ask for at most {room} tokens, or shorten the prompt."
@@ -228,6 +254,11 @@ class Worker:
                     self._sequences.pop(id, None)
 
         return tell
+
+
+def _is_open(request: ChatRequest, rendered: Rendered) -> bool:
+    """Does the answer go on with reasoning?"""
+    return rendered.opens_reasoning or bool(request.reasoning)
 
 
 def _start(target: Callable[[], None], name: str) -> None:

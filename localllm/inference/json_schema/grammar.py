@@ -6,14 +6,12 @@ Runs where a hostile schema may burn time and memory: in a process of its own (s
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Any, Literal
 
 import msgspec
 from llguidance import LLMatcher
 
-from localllm.inference.engine.constraint import Grammar, Vocabulary
-from localllm.inference.errors import ConstraintError
+from localllm.inference.engine.lookahead import EFFORT, ENDLESS, Lookahead
 from localllm.inference.json_schema import patterns
 from localllm.inference.json_schema.algebra import REFERENCE, children
 from localllm.inference.json_schema.document import Document
@@ -94,17 +92,11 @@ def to_grammar(schema: Any, whitespace: Whitespace) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(body), overrides=WHITESPACE[whitespace])  # type: ignore[arg-type]
 
 
-@cache
-def _bytes() -> Vocabulary:
-    """A vocabulary of single bytes, for what is true with any model."""
-    return Vocabulary([*(bytes([code]) for code in range(256)), b"<end>"], end_ids=[256], special_ids=[256])
-
-
 def _shortest(grammar: str, examples: list[str]) -> str:
-    try:
-        return Grammar(grammar, _bytes(), examples).shortest
-    except ConstraintError as exc:
-        raise SchemaRefused(str(exc), kind="unsatisfiable") from None
+    ending = next(Lookahead(grammar, examples).endings(EFFORT), None)
+    if ending is None:
+        raise SchemaRefused(ENDLESS, kind="unsatisfiable")
+    return ending.decode("utf-8", "replace")
 
 
 def _examples(schema: Any) -> list[str]:

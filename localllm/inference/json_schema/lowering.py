@@ -25,12 +25,12 @@ from localllm.inference.json_schema.algebra import (
     Plain,
     TooMuchWork,
     both,
-    children,
     either,
     typed,
 )
 from localllm.inference.json_schema.document import SUBSCHEMAS, Document, Json, pointer
 from localllm.inference.json_schema.errors import SchemaRefused
+from localllm.inference.json_schema.inlining import SELF_REFERENCE, combines, inlined, reachable
 from localllm.inference.json_schema.validator import ASSERTIONS, LINEAR, unresolvable
 
 Action = Literal["rewritten", "checked", "ignored"]
@@ -42,10 +42,6 @@ DESCENDING = frozenset(
     {"properties", "patternProperties", "additionalProperties", "propertyNames", "unevaluatedProperties",
      "items", "prefixItems", "additionalItems", "contains", "unevaluatedItems"}
 )  # fmt: skip
-SELF_REFERENCE = (
-    "The schema refers to itself before it says anything, so that no value can be judged by it. "
-    "Put the $ref inside properties or items."
-)
 # Keywords that have a meaning beside another one only.
 CONDITIONAL = frozenset(
     {"then", "else", "additionalItems", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
@@ -108,12 +104,12 @@ class _Lowering:
         schema = self._schema(self._document.value, self._document.resolver, "")
         self._check_in_place(self._in_place)
         bodies: dict[str, Plain] = dict(self._algebra.bodies)
-        meant = _reachable(schema, bodies)
+        meant = reachable(schema, bodies)
         notes = [*self._notes, *(note for name in sorted(meant) for note in self._notes_of[name])]
         if self._inline:
-            schema = self._inlined(schema)
-            bodies = {name: self._inlined(body) for name, body in bodies.items()}
-        used = _reachable(schema, bodies)
+            schema = inlined(schema, self._algebra.bodies)
+            bodies = {name: inlined(body, self._algebra.bodies) for name, body in bodies.items()}
+        used = reachable(schema, bodies)
         if used:
             schema = {**schema, "$defs": {name: bodies[name] for name in bodies if name in used}}
         return Lowered(schema, tuple(dict.fromkeys(notes)))
@@ -181,35 +177,6 @@ class _Lowering:
         for node in list(edges):
             visit(node, frozenset())
 
-    def _inlined(self, schema: Plain) -> Plain:
-        """Replace references beside other keywords, or within an allOf, by their targets."""
-        if isinstance(schema, list):
-            return [self._inlined(each) for each in schema]
-        if not isinstance(schema, dict):
-            return schema
-        if _combines(schema):
-            schema = _fused(self._expanded(schema, frozenset()))
-        return {
-            key: value if key in ("enum", "const") else
-            {name: self._inlined(each) for name, each in value.items()} if isinstance(value, dict)
-            and key in ("properties", "patternProperties") else self._inlined(value)
-            for key, value in schema.items()
-        }  # fmt: skip
-
-    def _expanded(self, schema: Plain, seen: frozenset[str]) -> Plain:
-        if not isinstance(schema, dict):
-            return schema
-        if "$ref" in schema:
-            name = schema["$ref"].removeprefix(REFERENCE)
-            if name in seen:
-                raise SchemaRefused(SELF_REFERENCE, keyword="$ref")
-            return self._expanded(self._algebra.bodies[name], seen | {name})
-        result = dict(schema)
-        for keyword in ("allOf", "anyOf"):
-            if keyword in result:
-                result[keyword] = [self._expanded(each, seen) for each in result[keyword]]
-        return result
-
     # One schema
 
     def _schema(self, schema: Json, resolver: Any, path: str) -> Plain:
@@ -227,7 +194,7 @@ class _Lowering:
             return self._reference(schema["$ref"], resolver, path)
         lowered = _Node(self, schema, resolver, path).lowered()
         # Where a reference is replaced by its target, the target's own parts must be reached by reference.
-        return self._named(lowered) if self._inline and _combines(lowered) else lowered
+        return self._named(lowered) if self._inline and combines(lowered) else lowered
 
     def _named(self, lowered: Plain) -> Plain:
         text = json.dumps(lowered)
@@ -777,92 +744,9 @@ class _Node:
         self.others.append(either([both(condition, then), otherwise]))
 
 
-def _combines(schema: Plain) -> bool:
-    """Must several schemas hold at once?"""
-    return isinstance(schema, dict) and ("allOf" in schema or ("anyOf" in schema and len(schema) > 1))
-
-
-# Keywords that have a meaning only together.
-GROUPS = {
-    "properties": "object", "patternProperties": "object", "additionalProperties": "object",
-    "items": "array", "prefixItems": "array",
-}  # fmt: skip
-
-
-def _fused(schema: Plain) -> Plain:
-    """Several schemas that must hold at once as one, as far as they speak of different things."""
-    if not isinstance(schema, dict):
-        return schema
-    own = {key: value for key, value in schema.items() if key not in ("allOf", "anyOf")}
-    members = [own, *map(_fused, schema.get("allOf", []))]
-    if "anyOf" in schema:
-        members.append({"anyOf": [_fused(option) for option in schema["anyOf"]]})
-    parts: list[Plain] = []
-    for member in sorted(members, key=lambda member: isinstance(member, dict) and "anyOf" in member):
-        parts = _fused_into(parts, member)
-    return both(*parts)
-
-
-def _fused_into(parts: list[Plain], member: Plain) -> list[Plain]:
-    if member is True or member == {}:
-        return parts
-    for at, part in enumerate(parts):
-        if (fused := _fuse(part, member)) is not None:
-            return [*parts[:at], fused, *parts[at + 1 :]]
-    return [*parts, member]
-
-
-def _fuse(a: Plain, b: Plain) -> Plain | None:
-    if not isinstance(a, dict) or not isinstance(b, dict) or "allOf" in a or "allOf" in b:
-        return None
-    if set(b) == {"anyOf"} and "anyOf" not in a:
-        options = [_fuse(a, option) for option in b["anyOf"]]
-        return None if any(option is None for option in options) else {"anyOf": options}
-    groups = {GROUPS.get(key, key) for key in a}
-    if "anyOf" in a or "anyOf" in b or "$ref" in a or "$ref" in b:
-        return None
-    result = dict(a)
-    for key, value in b.items():
-        if key == "type":
-            if isinstance(value, str) and result.get("type", value) == value:
-                result["type"] = value
-                continue
-        elif key == "required":
-            result["required"] = list(dict.fromkeys([*result.get("required", []), *value]))
-            continue
-        elif (
-            key == "properties"
-            and not b.keys() & {"additionalProperties", "patternProperties"}
-            and not (a.keys() & {"additionalProperties", "patternProperties"})
-        ):
-            named = result.get("properties", {})
-            if not named.keys() & value.keys():
-                result["properties"] = named | value
-                continue
-        if GROUPS.get(key, key) in groups:
-            return None
-        result[key] = value
-    return result
-
-
 def _anchors(value: Json, keyword: str) -> int:
     if isinstance(value, dict):
         return (keyword in value) + sum(_anchors(each, keyword) for each in value.values())
     if isinstance(value, list):
         return sum(_anchors(each, keyword) for each in value)
     return 0
-
-
-def _reachable(schema: Plain, bodies: dict[str, Plain]) -> set[str]:
-    """Names of the definitions that the schema leads to."""
-    found: set[str] = set()
-    ahead = [schema]
-    while ahead:
-        value = ahead.pop()
-        if isinstance(value, dict) and "$ref" in value:
-            name = value["$ref"].removeprefix(REFERENCE)
-            if name not in found:
-                found.add(name)
-                ahead.append(bodies[name])
-        ahead += children(value)
-    return found

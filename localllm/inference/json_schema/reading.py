@@ -39,6 +39,13 @@ def loads(text: str) -> Json:
     return value
 
 
+def repeats_keys(text: str) -> bool:
+    """Does an object of this JSON name a property twice? Readers differ in which one they take."""
+    found: list[bool] = []
+    json.loads(text, object_pairs_hook=lambda pairs: found.append(len(dict(pairs)) < len(pairs)))
+    return any(found)
+
+
 def dumps(value: Json) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
