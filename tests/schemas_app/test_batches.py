@@ -342,7 +342,7 @@ def test_a_cancelled_batch_keeps_what_is_done(site):
 
 
 def test_failed_rows_are_summed_up_and_answered_on_retry(site):
-    path, job = site.begin(["Fine. " * 300, "Awful. " * 300, "Good."])
+    path, job = site.begin(["Fine. " * 900, "Awful. " * 900, "Good."])
     assert site.until(job, lambda state, *_: state == "complete") == ("complete", 1, 2)
     assert [row[3] for row in site.rows(job)] == ["too_long", "too_long", ""]
     assert "2 × The input does not fit the model" in site.browser.get(path).replace("&#x27;", "'")

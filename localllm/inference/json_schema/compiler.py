@@ -55,10 +55,14 @@ _answer = msgspec.msgpack.Decoder(Compiled | Refusal)
 
 
 class SchemaCompiler:
-    """Compiles one schema at a time; what was compiled is remembered. For one event loop."""
+    """Compiles one schema at a time; what was compiled is remembered.
+
+    The child belongs to one event loop: called from another one, the compiler starts another child.
+    """
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
         self._known: OrderedDict[str, CompiledSchema | SchemaRefused] = OrderedDict()
@@ -70,6 +74,7 @@ class SchemaCompiler:
         if len(text) > MAX_BYTES:
             Document(text)  # says so
         key = hashlib.sha256(f"{whitespace} {extra_properties} {text}".encode("utf-8", "replace")).hexdigest()
+        self._settle_in()
         async with self._lock:
             known = self._known.pop(key, None) or await self._ask(Request(text, whitespace, extra_properties))
             self._known[key] = known
@@ -78,6 +83,12 @@ class SchemaCompiler:
         if isinstance(known, SchemaRefused):
             raise known
         return known
+
+    def _settle_in(self) -> None:
+        """Leave behind what belongs to a loop that is not this one. Its child ends when its pipe is closed."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._lock, self._child = loop, asyncio.Lock(), None
 
     async def close(self) -> None:
         child, self._child = self._child, None
