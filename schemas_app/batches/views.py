@@ -178,6 +178,6 @@ def _rows(request: Request, batch: Batch) -> dict[str, Any]:
         "rows": shown,
         "status": status,
         "filters": FILTERS,
-        "query": f"&status={status}" if status else "",
+        "filter": f"&status={status}" if status else "",
         "is_changing": batch.job.is_live and any(row.status == "waiting" for row, _ in shown),
     }

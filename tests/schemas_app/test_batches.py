@@ -346,6 +346,8 @@ def test_failed_rows_are_summed_up_and_answered_on_retry(site):
     assert site.until(job, lambda state, *_: state == "complete") == ("complete", 1, 2)
     assert [row[3] for row in site.rows(job)] == ["too_long", "too_long", ""]
     assert "2 × The input does not fit the model" in site.browser.get(path).replace("&#x27;", "'")
+    failed = site.browser.get(f"{path}?status=failed")
+    assert failed.count("Retry</button>") == 2 and 'value="&amp;status' not in failed  # the search of chats is empty
     site.query("UPDATE schemas_app_batchrow SET input = 'Fine.' WHERE batch_id = ?", job)
     site.browser.post(f"{path}retry/", number="2")
     assert site.until(job, lambda state, *_: state == "complete") == ("complete", 2, 1)
