@@ -82,21 +82,8 @@ class Turn:
     @property
     def guarantee(self) -> str:
         """What vouches for an answer by a schema, in words."""
-        match self.message.guarantee.get("guarantee"):
-            case "constrained":
-                words = "Every field was enforced while it was written, then checked."
-            case "validated":
-                keywords = ", ".join(sorted({note["keyword"] for note in self.message.guarantee["unenforced"]}))
-                words = f"Checked after it was written; only then: {keywords.replace('*', 'everything')}."
-            case "repaired":
-                num_attempts = self.message.guarantee["attempts"]
-                how = f"Valid at attempt {num_attempts}" if num_attempts > 1 else "Mended after it was written"
-                words = f"{how}, then checked."
-            case _:
-                return ""
-        if self.message.finish_reason == "closed":
-            words += " The length limit ended it early: something may be missing."
-        return words
+        account = self.message.guarantee
+        return data_view.vouched({**account, "finish_reason": self.message.finish_reason}) if account else ""
 
     @property
     def num_unsure(self) -> int:

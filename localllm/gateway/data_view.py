@@ -49,7 +49,7 @@ def vouched(account: Mapping[str, Any]) -> str:
     """What vouches for a result, in words. `account`: the fields of a StructuredResult by name."""
     match account["guarantee"]:
         case "constrained":
-            words = "Every keyword was enforced while it was written, then checked."
+            words = "Every field was enforced while it was written, then checked."
         case "validated":
             keywords = sorted({note["keyword"] for note in account["unenforced"]})
             words = f"Checked after it was written; only then: {', '.join(keywords).replace('*', 'everything')}."

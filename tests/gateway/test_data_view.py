@@ -80,7 +80,7 @@ def test_it_names_values_to_check_and_where_the_input_says_them():
 @pytest.mark.parametrize(
     ("account", "words"),
     [
-        ({"guarantee": "constrained"}, "Every keyword was enforced while it was written, then checked."),
+        ({"guarantee": "constrained"}, "Every field was enforced while it was written, then checked."),
         (
             {"guarantee": "validated", "unenforced": [{"keyword": "not"}, {"keyword": "contains"}, {"keyword": "not"}]},
             "Checked after it was written; only then: contains, not.",
