@@ -54,7 +54,7 @@ def wait_until_done(page, number=1):
 def test_a_value_leads_to_where_the_text_says_it(panel):
     run(panel, "2")
     wait_until_done(panel)
-    expect(results(panel)).to_contain_text("Every keyword was enforced")
+    expect(results(panel)).to_contain_text("Every field was enforced")
     results(panel).locator("[data-path='/city']").focus()
     expect(results(panel).locator("mark")).to_have_text("Uppsala")
     expect(results(panel).locator("[data-note]")).to_contain_text("The text says it where it is marked.")

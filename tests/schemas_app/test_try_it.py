@@ -71,7 +71,7 @@ def run(browser: Browser, schema_id: str, **fields: str) -> list[dict[str, Any]]
 def test_the_last_event_is_a_kept_result_that_says_what_vouches_for_it(browser: Browser, schema_id: str) -> None:
     *before, last = run(browser, schema_id)
     assert before[0] == {"stage": "Preparing the schema"} and before[-1]["stage"] == "Writing"
-    assert "Every keyword was enforced" in last["html"]
+    assert "Every field was enforced" in last["html"]
     assert all(re.search(r'data-try-out="[0-9a-f-]{36}"', last[name]) for name in ("html", "entry"))
     text = re.search(r"<code>(.*?)</code>", last["html"], re.DOTALL)[1].replace("&quot;", '"')  # type: ignore[index]
     assert Validator(Document(json.dumps(PERSON))).is_valid(json.loads(text))
