@@ -116,8 +116,8 @@ class Conversation(models.Model):
         system = self.system_prompt or model.system_prompt
         turns = [Turn("system", system)] if system else []
         for message in self.branch(self.path(reply.parent_id)):
-            if message.text:
-                turns.append(Turn(message.role, message.text))  # type: ignore[arg-type]
+            if message.content:
+                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
         request = ChatRequest(
             messages=tuple(turns),
             params=self.sampling(model),
@@ -140,6 +140,7 @@ class Conversation(models.Model):
             max_tokens=pick("max_tokens"),
             repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
             seed=self.seed,
+            stop=tuple(model.stop),
         )
 
     # Writing. Each is one transaction, and is acknowledged only after it.
@@ -277,6 +278,11 @@ class Message(models.Model):
     @property
     def is_live(self) -> bool:
         return self.status in self.LIVE
+
+    @property
+    def content(self) -> str:
+        """What the model reads of it."""
+        return self.text
 
     @property
     def can_continue(self) -> bool:

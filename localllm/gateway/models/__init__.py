@@ -3,7 +3,7 @@
 from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
 from localllm.gateway.models.job import Job
-from localllm.gateway.models.language_model import LanguageModel
+from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.usage import UsageLog
 
-__all__ = ["ApiKey", "Download", "Job", "LanguageModel", "UsageLog"]
+__all__ = ["ApiKey", "Download", "FileVersion", "Job", "LanguageModel", "UsageLog"]

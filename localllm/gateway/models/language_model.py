@@ -57,6 +57,12 @@ class LanguageModel(models.Model):
     sha256 = models.CharField(max_length=64, editable=False)
     size_bytes = models.BigIntegerField(editable=False)
     file_mtime_ns = models.BigIntegerField(editable=False)
+    file_inode = models.BigIntegerField(default=0, editable=False)
+    repository = models.CharField(
+        max_length=200, blank=True, editable=False, help_text="Of the hub, where it came from."
+    )
+    licence = models.CharField(max_length=200, blank=True)
+    is_embedding = models.BooleanField(default=False, editable=False, help_text="Makes vectors of texts, no answers.")
     is_default = models.BooleanField(default=False, editable=False)
     is_starter = models.BooleanField(default=False, editable=False)
     is_enabled = models.BooleanField(default=True, help_text="Shown in pickers and answered by the API.")
@@ -86,6 +92,10 @@ class LanguageModel(models.Model):
     )
     rope_scale = models.FloatField(default=1.0, help_text="How many times the trained window is stretched.")
     max_waiting = models.PositiveIntegerField("queue", default=64, help_text="Requests that may wait for a slot.")
+    keep_alive_s = models.PositiveIntegerField(
+        "keep alive", default=0, help_text="Seconds without a request until it is unloaded. 0: it stays."
+    )
+    is_preloaded = models.BooleanField("load at start", default=False)
 
     # Defaults of its conversations
     system_prompt = models.TextField(blank=True)
@@ -94,6 +104,15 @@ class LanguageModel(models.Model):
     top_k = models.PositiveIntegerField(default=40)
     min_p = models.FloatField(default=0.05)
     max_tokens = models.PositiveIntegerField(null=True, blank=True, help_text="Empty: what the window still holds.")
+    stop = models.JSONField("stop strings", default=list, blank=True)
+
+    # What the last load showed; empty before the first one
+    predicted_bytes = models.BigIntegerField(null=True, editable=False)
+    measured_bytes = models.BigIntegerField(null=True, editable=False, help_text="Peak, resident, after a full batch.")
+    load_s = models.FloatField(null=True, editable=False)
+    prefill_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second.")
+    decode_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second, one conversation.")
+    measured_at = models.DateTimeField(null=True, editable=False)
 
     objects = LanguageModelQuerySet.as_manager()
 
@@ -132,6 +151,25 @@ class LanguageModel(models.Model):
         if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
             self.sha256 = _sha256(Path(self.path))
             self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
+
+
+class FileVersion(models.Model):
+    """A file that a model is or was. The model's own fields are a copy of the one that serves."""
+
+    model = models.ForeignKey(LanguageModel, on_delete=models.CASCADE, related_name="files")
+    path = models.CharField(max_length=1000, unique=True)
+    sha256 = models.CharField(max_length=64)
+    size_bytes = models.BigIntegerField()
+    description = models.CharField(max_length=200, blank=True)
+    repository = models.CharField(max_length=200, blank=True)
+    name = models.CharField(max_length=300, help_text="What it was called where it came from.")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _sha256(path: Path) -> str:
