@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -46,7 +46,7 @@ CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
 class Pending:
     """A request on its way; events arrive in `inbox`, an exception ends it."""
 
-    inbox: asyncio.Queue[Event | Exception | int] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Event | Exception | int | tuple[int, ...]] = field(default_factory=asyncio.Queue)
     rendering_since: float | None = None
 
 
@@ -106,7 +106,7 @@ class EngineHost:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, int)
+                assert not isinstance(item, int | tuple)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -123,6 +123,17 @@ class EngineHost:
                 raise answer
             assert isinstance(answer, int)
             return answer
+
+    async def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """Exact number of tokens of each text by itself."""
+        await self.wait_until_ready()
+        async with self._open() as (id, pending):
+            self._send(wire.CountTexts(id, tuple(texts)))
+            answer = await pending.inbox.get()
+            if isinstance(answer, Exception):
+                raise answer
+            assert isinstance(answer, tuple)
+            return list(answer)
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[tuple[int, Pending]]:
@@ -219,6 +230,8 @@ class EngineHost:
                 self._mark_rendering(id, None)
             case wire.Counted(id=id, num_tokens=count):
                 self._deliver(id, count)
+            case wire.CountedTexts(id=id, num_tokens=counts):
+                self._deliver(id, counts)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)
             case wire.Failed(id=id, error=error):
@@ -231,7 +244,7 @@ class EngineHost:
         if pending := self._pending.get(id):
             pending.rendering_since = since
 
-    def _deliver(self, id: int, item: Event | Exception | int) -> None:
+    def _deliver(self, id: int, item: Event | Exception | int | tuple[int, ...]) -> None:
         if pending := self._pending.get(id):
             pending.inbox.put_nowait(item)
 

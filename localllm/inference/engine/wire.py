@@ -49,6 +49,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class CountTexts(msgspec.Struct, frozen=True, tag=True):
+    """How many tokens is each of these texts by itself, without a chat template around it?"""
+
+    id: int
+    texts: tuple[str, ...]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -82,6 +89,11 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class CountedTexts(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    num_tokens: tuple[int, ...]
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -132,8 +144,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | CountTexts | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | CountedTexts | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

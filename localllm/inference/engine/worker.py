@@ -39,7 +39,7 @@ class Worker:
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
         self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
-        self._requests: queue.SimpleQueue[wire.Submit | wire.Count] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.CountTexts] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
@@ -105,7 +105,7 @@ class Worker:
         while True:
             for body in self._receive():
                 match wire.to_worker.decode(body):
-                    case wire.Submit() | wire.Count() as request:
+                    case wire.Submit() | wire.Count() | wire.CountTexts() as request:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
@@ -148,6 +148,9 @@ class Worker:
                 if isinstance(message, wire.Count):
                     rendered = self._render(message.id, ChatRequest(messages=message.messages))
                     self._send(wire.Counted(message.id, len(self._tokenize(rendered)[0])))
+                elif isinstance(message, wire.CountTexts):
+                    counts = tuple(len(self._runner.tokenize(text, special=False)) for text in message.texts)
+                    self._send(wire.CountedTexts(message.id, counts))
                 else:
                     self._submit(message.id, message.request)
             except InferenceError as exc:
