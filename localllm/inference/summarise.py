@@ -16,9 +16,9 @@ import msgspec
 from localllm.inference import chunking
 from localllm.inference.chunking import Counter
 from localllm.inference.errors import ContextOverflow
+from localllm.inference.structured import Ask
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message
 
-Ask = Callable[[ChatRequest], AsyncGenerator[Event]]
 Instruct = Callable[[str, int], tuple[Message, ...]]  # (text, max_tokens) -> the messages that ask for its summary
 
 SLACK_TOKENS = 8  # a text in a prompt may count a few tokens more than by itself
