@@ -33,6 +33,10 @@ MAX_FACTS = 12  # of a list
 MAX_FACT_CHARS = 240
 MAX_NARRATIVE_CHARS = 1200
 MIN_BUDGET_TOKENS = 24
+SHAPE = (
+    "Answer as JSON: names, numbers, decisions and open_questions are lists of short facts, the most important first; "
+    "narrative is what else matters, in a few sentences."
+)
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -138,7 +142,7 @@ async def compress(
     before = await chunking.count(transcript, counter) + await chunking.count(facts.text, counter)
     budget = min(budget_tokens, max(MIN_BUDGET_TOKENS, before // 2))
     answer = min(2 * budget + 64, window // 3)  # JSON takes more tokens than the text that is made of it
-    room = window - answer - budget - SLACK_TOKENS - await counter.messages(instruct("", "", budget))
+    room = window - answer - budget - SLACK_TOKENS - await counter.messages(_shaped(instruct("", "", budget)))
     if room < MIN_ROOM_TOKENS:
         raise ContextOverflow(
             f"A summary of {budget} tokens and its instructions leave no room for the conversation: the context of "
@@ -147,7 +151,7 @@ async def compress(
     parts = await chunking.chunks(transcript, room, counter)
     for number, part in enumerate(parts):
         yield Progress(number, len(parts))
-        asked = _asking(request, instruct(facts.text, part, budget), answer)
+        asked = _asking(request, _shaped(instruct(facts.text, part, budget)), answer)
         found = _parse(await _result(ask, asked))
         facts = await fit(found.with_carried(facts), budget_tokens, budget, counter)
     if not facts.all():
@@ -187,6 +191,11 @@ def schema_text() -> str:
         "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
     }  # fmt: skip
     return json.dumps(schema)
+
+
+def _shaped(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    *before, last = messages
+    return (*before, Message(last.role, f"{last.content}\n\n{SHAPE}"))
 
 
 @cache

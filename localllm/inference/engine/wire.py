@@ -56,6 +56,13 @@ class CountTexts(msgspec.Struct, frozen=True, tag=True):
     texts: tuple[str, ...]
 
 
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """What would the model see of these messages?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -94,6 +101,12 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
 class CountedTexts(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: tuple[int, ...]
+
+
+class Previewed(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
+    num_tokens: int
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -144,8 +157,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | CountTexts | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | CountedTexts | Told | Failed | Pong
+Inquiry = Count | CountTexts | Preview  # generates nothing, and has one answer
+InquiryAnswer = Counted | CountedTexts | Previewed
+ToWorker = Load | Submit | Cancel | Inquiry | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -53,6 +53,9 @@ class LlamaCpp:
     async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
         return await (await self.host(model)).count_texts(texts)
 
+    async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
+        return await (await self.host(model)).preview(messages)
+
     async def host(self, model: LocalModel) -> EngineHost:
         """The running worker of `model`, started if need be. From the main thread's event loop only."""
         host = self._hosts.pop(model, None)
