@@ -19,6 +19,7 @@ import msgspec
 from django.db import transaction
 
 from chat import markdown
+from chat.context import compression
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
 from localllm.gateway.models import LanguageModel
@@ -26,6 +27,7 @@ from localllm.inference.errors import InferenceError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import dumps
 from localllm.inference.structured import Attempt, StructuredError, StructuredResult, refused
+from localllm.inference.summarise import Progress
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, Prefill, Usage, Waiting
 
 log = logging.getLogger(__name__)
@@ -294,6 +296,9 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
             about=version.schema.description if version else "",
         )
 
+    async with aclosing(compression.make_room(reply.message)) as stages:
+        async for stage in stages:
+            _note(reply, stage)
     question = await database.read(prepare)
     reply.model_name = question.model.name
     outcome: Finished | StructuredResult | None = None
@@ -333,13 +338,15 @@ async def _begin_draft(reply: LiveReply, number: int) -> None:
                 reply.new_reasoning += "\n\n"
 
 
-def _note(reply: LiveReply, event: Event) -> None:
+def _note(reply: LiveReply, event: Event | Progress) -> None:
     match event:
         case Chunk():
             reply.add(event)
             return
         case Loading(fraction=fraction):
             reply.stage = {"stage": "loading", "fraction": round(fraction, 2)}
+        case Progress(num_done=done, num_parts=total):
+            reply.stage = {"stage": "summary", "fraction": round(done / total, 2)}
         case Waiting(place=place, wait_s=wait_s):
             reply.stage = {"stage": "queue", "place": place, "wait_s": wait_s and round(wait_s, 1)}
         case Prefill(num_computed=done, num_tokens=total):

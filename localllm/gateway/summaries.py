@@ -16,10 +16,11 @@ from localllm.gateway.providers import local
 from localllm.inference import compression
 from localllm.inference import summarise as summarising
 from localllm.inference.compression import Compressed, KeyFacts
+from localllm.inference.errors import ProviderError
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.structured import Ask
 from localllm.inference.summarise import Progress
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, SamplingParams
+from localllm.inference.types import ChatRequest, Event, Message, SamplingParams
 
 TEMPERATURE = 0.2  # what was said counts, not how nicely
 NOTHING = "(nothing)"  # where a template has a place for what there is not
@@ -54,7 +55,7 @@ async def summarise(
     iterator to cancel. `owner`, as in ChatRequest: whose turn in the queue it takes. Raises ProviderError.
     """
     version = await template("summarization", model)
-    info = await _info(model)
+    info = await local.info(model.local())
     params = SamplingParams(temperature=TEMPERATURE, stop=tuple(model.stop))
 
     def instruct(text: str, max_tokens: int) -> tuple[Message, ...]:
@@ -90,7 +91,7 @@ async def compress(
 
     The last item is the summary. Close the iterator to cancel. Raises ProviderError; the turns stay as they are.
     """
-    info = await _info(model)
+    info = await local.info(model.local())
 
     def instruct(summary: str, turns: str, max_tokens: int) -> tuple[Message, ...]:
         told = version.render({"summary": summary or NOTHING, "turns": turns, "max_tokens": str(max_tokens)})
@@ -112,11 +113,11 @@ async def compress(
 
 
 async def template(use_case: str, model: LanguageModel) -> PromptTemplateVersion:
-    return await database.read(PromptTemplate.objects.for_use, use_case, model)
-
-
-async def _info(model: LanguageModel) -> ModelInfo:
-    return await (await local.host(model.local())).wait_until_ready()
+    """What `model` is asked with for a use case, as `PromptTemplate.objects.for_use` chooses it."""
+    try:
+        return await database.read(PromptTemplate.objects.for_use, use_case, model)
+    except PromptTemplate.DoesNotExist as exc:
+        raise ProviderError(f"{exc} Restore it in the administration.", permanent=True) from exc
 
 
 def _ask(model: LanguageModel, asker: completions.Asker, version: PromptTemplateVersion) -> Ask:

@@ -16,7 +16,7 @@ from pathlib import Path
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Message
+from localllm.inference.types import ChatRequest, Event, Loading, Message, ModelInfo
 
 MEMORY_SHARE = 0.8  # of the machine's memory, for all loaded models together
 
@@ -44,8 +44,24 @@ class LlamaCpp:
                 async for event in events:
                     yield event
         except ModelRefused as exc:
-            self._hosts.pop(model, None)  # the next request tries again: the file may have been mended
-            raise ProviderError(str(exc), permanent=True) from exc
+            raise self._refused(model, exc) from exc
+
+    async def load(self, model: LocalModel) -> AsyncGenerator[Loading]:
+        """How far loading is, until `model` is ready; nothing if it is."""
+        host = await self.host(model)
+        try:
+            async for loading in host.loading():
+                yield loading
+        except ModelRefused as exc:
+            raise self._refused(model, exc) from exc
+
+    def _refused(self, model: LocalModel, exc: ModelRefused) -> ProviderError:
+        self._hosts.pop(model, None)  # the next request tries again: the file may have been mended
+        return ProviderError(str(exc), permanent=True)
+
+    async def info(self, model: LocalModel) -> ModelInfo:
+        """What a model turned out to be; loads it if need be."""
+        return await (await self.host(model)).wait_until_ready()
 
     async def count(self, model: LocalModel, messages: tuple[Message, ...]) -> int:
         return await (await self.host(model)).count(messages)
