@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from chat.context.plan import Plan, plan
 from localllm.gateway.models import LanguageModel
-from localllm.inference.compression import KeyFacts
+from localllm.inference.compression import TITLES, Fact, KeyFacts
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
@@ -434,6 +434,12 @@ class Summary(models.Model):
     @property
     def facts(self) -> KeyFacts:
         return msgspec.convert(self.data, KeyFacts)
+
+    @property
+    def lists(self) -> list[tuple[str, tuple[Fact, ...]]]:
+        """What it says, list by list, with the title of each; without the empty ones."""
+        facts = self.facts
+        return [(title, found) for name, title in TITLES.items() if (found := getattr(facts, name))]
 
     @property
     def saving(self) -> float:

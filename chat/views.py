@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zoneinfo
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta, tzinfo
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -26,7 +26,7 @@ from django_htmx.middleware import HtmxDetails
 
 from chat import live, markdown
 from chat.forms import NewChatForm, RenameForm, SettingsForm
-from chat.models import Conversation, ConversationError, Message
+from chat.models import Conversation, ConversationError, Message, Summary
 from chat.search import Hit, search
 from localllm.gateway import data_view, database
 from localllm.gateway.models import LanguageModel
@@ -58,6 +58,8 @@ class Turn:
     message: Message
     html: str
     tail: str
+    is_covered: bool = False
+    summary: Summary | None = None  # that stands for the messages up to this one
 
     @property
     def ttft_s(self) -> float:
@@ -236,7 +238,24 @@ def _messages(request: Request, conversation: Conversation, path: list[UUID], st
 
 def _window(conversation: Conversation, path: list[UUID], start: int | None) -> dict[str, Any]:
     start = max(0, len(path) - WINDOW) if start is None else start
-    return {"turns": [_turn(each) for each in conversation.branch(path[start:])], "num_earlier": start}
+    turns = [_turn(each) for each in conversation.branch(path[start:])]
+    return {"turns": _with_summary(conversation, turns), "num_earlier": start}
+
+
+def _with_summary(conversation: Conversation, turns: list[Turn]) -> list[Turn]:
+    """Mark which messages a summary stands for, and after which of them it is shown."""
+    if not conversation.summaries.exists():
+        return turns
+    summary = conversation.summary_on(conversation.path())
+    covered = set(conversation.path(summary.up_to_id)) if summary else set()
+    return [
+        replace(
+            turn,
+            is_covered=turn.message.pk in covered,
+            summary=summary if summary and turn.message.pk == summary.up_to_id else None,
+        )
+        for turn in turns
+    ]
 
 
 def _start_above(path: list[UUID], target: UUID | None) -> int | None:

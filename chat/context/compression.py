@@ -103,7 +103,7 @@ def _refuse_a_question_too_long(account: Ledger) -> None:
     num_tokens = account.by_message[question.pk]
     if num_tokens + account.parts["system"] >= account.window:
         raise ContextOverflow(
-            f"Your message alone has {num_tokens:,} tokens, and the context of this model holds {account.window:,} "
+            f"Your message alone has {num_tokens} tokens, and the context of this model holds {account.window} "
             "with the answer. Attach the text as a file to have it summarised or searched, shorten the message, or "
             "choose a model with a larger context."
         )

@@ -14,6 +14,7 @@ from uuid import UUID
 from chat.context.plan import Plan, PlannedTurn
 from chat.models import Conversation, Message
 from localllm.gateway import database
+from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 from localllm.gateway.summaries import LocalCounter
 from localllm.inference import chunking
@@ -99,7 +100,7 @@ async def take(
     With `loads` the model is loaded if need be. Raises ProviderError.
     """
     plan, version, max_tokens = await database.read(_read, conversation, reply)
-    sent = _sent(plan, draft, version)
+    messages = _sent(plan, draft, version)
     host = local.loaded(plan.model.local())
     if not loads and (host is None or host.state != "ready"):
         return _estimate(plan, draft, max_tokens)
@@ -111,11 +112,17 @@ async def take(
     num_tokens = sum(parts.values())
     is_exact = True
     try:
-        parts["template"] = max(0, await counter.messages(sent) - num_tokens) if sent else 0
+        parts["template"] = max(0, await counter.messages(messages) - num_tokens) if messages else 0
     except ContextOverflow:  # so far beyond the window that nobody renders it
         is_exact = False
     info = await local.info(plan.model.local())
     return _ledger(plan, info.window, max_tokens, parts, by_message, is_exact)
+
+
+def sent(conversation: Conversation, draft: str) -> tuple[LanguageModel, tuple[Turn, ...]]:
+    """What would be sent with `draft`, and to which model."""
+    plan, version, _ = _read(conversation, None)
+    return plan.model, _sent(plan, draft, version)
 
 
 def _read(conversation: Conversation, reply: Message | None) -> tuple[Plan, Any, int | None]:

@@ -29,6 +29,7 @@ LISTS = {
     "decisions": "Decisions",
     "open_questions": "Open questions",
 }
+TITLES = {"narrative": "What was said", **LISTS}
 MAX_FACTS = 12  # of a list
 MAX_FACT_CHARS = 240
 MAX_NARRATIVE_CHARS = 1200

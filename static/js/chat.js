@@ -138,6 +138,9 @@ function startChat() {
     changed() {
       refresh();
     },
+    compressing({ is_on: isOn }) {
+      byId("compressing").hidden = !isOn;
+    },
     reset({ message, html, tail, to }, state) {
       if (!state) return;
       state.element.querySelector("[data-closed]").innerHTML = html;
@@ -189,6 +192,7 @@ function startChat() {
       const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
       if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
+      recount();
     },
     error({ cid, message }) {
       const frame = forget(cid);
@@ -201,6 +205,7 @@ function startChat() {
   function inWords({ stage, fraction, place, wait_s: wait }) {
     const percent = `${Math.round(fraction * 100)} %`;
     if (stage === "loading") return `Loading model ${percent}`;
+    if (stage === "summary") return `Summarising older messages${fraction ? ` ${percent}` : "…"}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
   }
@@ -253,7 +258,15 @@ function startChat() {
     messages.replaceChildren(...elements, ...pending);
     htmx.process(messages);
     attach();
+    recount();
   }
+
+  const recount = () => htmx.trigger(document.body, "recount");
+  document.addEventListener("messages-changed", refresh); // the panel has placed one
+  document.addEventListener("summary-changed", () => {
+    byId("dialog").close();
+    refresh();
+  });
 
   const changedChats = () => htmx.trigger(document.body, "chats-changed");
   messages.addEventListener("htmx:afterSwap", attach);
@@ -315,12 +328,22 @@ function startChat() {
 
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
+    if (box.value.trim() === "/compress") return compress();
     const isBusy = live.size > 0 || outbox.length > 0;
     if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice() });
   });
 
   const schemaChoice = () => ({ schema: byId("schema").value || null });
+  function compress(again = false) {
+    byId("dialog").close();
+    problem("");
+    if (box.value.trim() === "/compress") setComposer("");
+    if (!live.size) post({ type: "compress", again });
+  }
+
   const actions = {
+    compress: () => compress(),
+    "compress-again": () => compress(true),
     regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
     continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,

@@ -65,6 +65,13 @@ TABLE: dict[str, list[Row]] = {
     "chat:archive": [own("POST", 302)],
     "chat:select": [own("POST", 302, message="{message}")],
     "chat:model": [own("POST", 302, model="starter")],
+    "chat:context": [own("GET", 200), own("POST", 200, text="Hello")],
+    "chat:context-bar": [own("POST", 200, text="Hello")],
+    "chat:context-sent": [own("POST", 200, text="Hello")],
+    "chat:context-place": [own("POST", 200, message="{message}", placement="pinned"), own("POST", 400)],
+    "chat:summary-edit": [own("GET", 200), own("POST", 204, narrative="Hello.")],
+    "chat:summary-pin": [own("POST", 204, fact="A fact.", pinned="1")],
+    "chat:summary-undo": [own("POST", 204)],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
     "schemas:index": [any_user("GET", 200)],
@@ -123,6 +130,7 @@ FRAMES: dict[str, tuple[dict[str, str], str]] = {
     "continue": ({"message": "{cut}"}, "changed"),
     "stop": ({"message": "{message}"}, ""),
     "resume": ({"message": "{message}"}, "done"),
+    "compress": ({}, "compressing"),
 }
 
 MAKE = """
@@ -130,8 +138,9 @@ import json
 from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
-from chat.models import Conversation
+from chat.models import Conversation, Summary
 from localllm.gateway.models import Job
+from localllm.inference.compression import Fact, KeyFacts
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -151,6 +160,10 @@ for number in range(%(number)d):
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
     batch = Batch.objects.create(job=job)
+    summary = Summary(conversation=chat, up_to_id=ids["message"], num_messages=4, tokens_before=90)
+    summary.say(KeyFacts(names=(Fact("A fact."),)), 10)
+    summary.save()
+    ids["summary"] = str(summary.pk)
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -216,6 +229,7 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
+    known |= {"summary_id": ids["summary"]}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
