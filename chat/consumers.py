@@ -155,8 +155,7 @@ class ChatConsumer(AsyncWebsocketConsumer):
         again = frame.get("again", False)
         if not isinstance(again, bool):
             raise FrameError("Expected true or false as `again`.")
-        conversation = await database.read(self._conversation)
-        task = compression.start(conversation, again=again)
+        task = compression.start(self.conversation_id, again=again)
         report = asyncio.create_task(self._report(task), name=f"report on {self.conversation_id}")
         _reports.add(report)  # outlives this tab: the others are to hear of it
         report.add_done_callback(_reports.discard)

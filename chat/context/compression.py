@@ -67,18 +67,19 @@ async def make_room(reply: Message) -> AsyncGenerator[Loading | Progress]:
         log.warning("Conversation %s was not compressed: %s", conversation.pk, exc)
 
 
-def start(conversation: Conversation, *, again: bool = False) -> asyncio.Task[Summary]:
+def start(conversation_id: UUID, *, again: bool = False) -> asyncio.Task[Summary]:
     """Compress by hand, or write the summary `again`, as a task of the server; the one under way if there is one."""
-    task = _by_hand.get(conversation.pk)
+    task = _by_hand.get(conversation_id)
     if task is None:
-        task = asyncio.create_task(_compress(conversation, again), name=f"summary of {conversation.pk}")
-        _by_hand[conversation.pk] = task
-        task.add_done_callback(lambda _: _by_hand.pop(conversation.pk, None))
+        task = asyncio.create_task(_compress(conversation_id, again), name=f"summary of {conversation_id}")
+        _by_hand[conversation_id] = task
+        task.add_done_callback(lambda _: _by_hand.pop(conversation_id, None))
     return task
 
 
-async def _compress(conversation: Conversation, again: bool) -> Summary:
-    async with _lock(conversation.pk):
+async def _compress(conversation_id: UUID, again: bool) -> Summary:
+    async with _lock(conversation_id):
+        conversation = await database.read(_read, conversation_id)
         up_to_id, previous, pins = await database.read(_by_hand_of, conversation, again)
         async with aclosing(_summarise(conversation, up_to_id, previous, pins)) as items:
             async for item in items:

@@ -143,7 +143,7 @@ async def test_a_question_alone_too_long_is_refused_with_the_way_out_and_nothing
 
 async def test_by_hand_all_but_the_last_question_and_answer_are_summarised():
     conversation = await database.write(chat, 5)
-    summary = await compression.start(conversation)
+    summary = await compression.start(conversation.pk)
     path = await database.read(conversation.path)
     assert summary.up_to_id == path[-3] and summary.num_messages == 8
     assert len((await database.read(conversation.context)).in_full) == 2
@@ -151,22 +151,22 @@ async def test_by_hand_all_but_the_last_question_and_answer_are_summarised():
 
 async def test_two_who_compress_at_once_get_one_summary():
     conversation = await database.write(chat, 5)
-    one, other = await asyncio.gather(compression.start(conversation), compression.start(conversation))
+    one, other = await asyncio.gather(compression.start(conversation.pk), compression.start(conversation.pk))
     assert one == other and await database.read(conversation.summaries.count) == 1
 
 
 async def test_there_must_be_something_to_summarise():
     conversation = await database.write(chat, 1)
     with pytest.raises(ConversationError, match="nothing to summarise yet"):
-        await compression.start(conversation)
+        await compression.start(conversation.pk)
 
 
 async def test_a_summary_written_again_stands_beside_the_first_and_keeps_its_pins():
     conversation = await database.write(chat, 5)
-    first = await compression.start(conversation)
+    first = await compression.start(conversation.pk)
     pinned = first.facts.edited({"names": ["Maya"], "narrative": ["A ferry."]})
     await database.write(first.edit, pinned, 9, conversation.owner)
-    second = await compression.start(conversation, again=True)
+    second = await compression.start(conversation.pk, again=True)
     assert second.up_to_id == first.up_to_id and second != first
     assert Fact("Maya", is_pinned=True) in second.facts.names
     await database.write(second.undo)
@@ -178,7 +178,7 @@ async def test_pinned_messages_are_no_part_of_a_summary_and_expanded_ones_become
     ids = await database.read(conversation.path)
     await database.write(conversation.messages.filter(pk=ids[0]).update, placement="pinned")
     await database.write(conversation.messages.filter(pk=ids[1]).update, placement="expanded")
-    summary = await compression.start(conversation)
+    summary = await compression.start(conversation.pk)
     full = (await database.read(conversation.context)).in_full
     assert summary.num_messages == 7 and [message.pk for message in full] == [ids[0], *ids[-2:]]
 
