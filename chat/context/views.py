@@ -24,6 +24,7 @@ from localllm.inference import chunking
 from localllm.inference.compression import TITLES, KeyFacts
 from localllm.inference.errors import InferenceError
 
+LISTED = 100  # messages of the panel, the newest first, until more are asked for
 PLACEMENTS = ("automatic", "pinned", "expanded", "excluded")
 
 
@@ -133,7 +134,10 @@ async def _rewrite(conversation: Conversation, summary: Summary, facts: KeyFacts
 async def _account(request: HttpRequest, conversation: Conversation, template: str) -> HttpResponse:
     context: dict[str, Any] = {"conversation": conversation}
     try:
-        context["ledger"] = await ledger.take(conversation, draft=request.POST.get("text", "").strip())
+        account = await ledger.take(conversation, draft=request.POST.get("text", "").strip())
+        turns = account.turns[::-1]
+        shown = turns if "all" in request.POST else turns[:LISTED]
+        context |= {"ledger": account, "turns": shown, "num_more": len(turns) - len(shown)}
     except InferenceError as exc:
         context["problem"] = str(exc)
     return await database.read(render, request, template, context)
