@@ -194,7 +194,8 @@ class Conversation(models.Model):
             raise ConversationError("The message is empty. Write something first.")
         if (size := len(text.encode())) > MAX_TEXT_BYTES:
             raise ConversationError(
-                f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. Shorten it."
+                f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. "
+                "Attach the text as a file, or shorten it."
             )
         with transaction.atomic():
             if question := self.messages.filter(cid=cid).first():

@@ -276,7 +276,7 @@ function startChat() {
   function submit(frame) {
     frame.cid = newId();
     const size = new Blob([JSON.stringify(frame)]).size;
-    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Shorten it.`);
+    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Attach it as a file, or shorten it.`);
     problem("");
     outbox.push(frame);
     keepOutbox();

@@ -7,24 +7,13 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import NAME, SHOTS
 from tests.browser.test_chat import send, wait_until_answered
-
-FILL = """
-from django.contrib.auth.models import User
-from chat.models import Conversation
-conversation = Conversation.objects.create(owner=User.objects.get(username="{name}"), title="The ferry to Utö")
-for number in range({num_pairs}):
-    _, reply = conversation.send(f"c{{number}}", f"Question {{number}}: when does the ferry leave on day {{number}}?")
-    text = f"On day {{number}} the ferry to Utö leaves at ten and carries forty people."
-    reply.append(text)
-    reply.end("complete", html=f"<p>{{text}}</p>", finish_reason="stop", model_name="starter")
-print(conversation.pk)
-"""
+from tests.chat.test_context_plan import FERRY
 
 
 @pytest.fixture
 def ferry(page, site):
     """A page on a chat of six questions and answers."""
-    done = site.manage("shell", "-v0", "-c", FILL.format(name=NAME, num_pairs=6))
+    done = site.manage("shell", "-v0", "-c", FERRY + f"print(ferry('{NAME}', num_pairs=6))")
     assert done.returncode == 0, done.stderr
     page.goto(f"{site.url}/chat/{done.stdout.strip()}/")
     expect(page.locator("#ledger")).to_contain_text("of 1024 tokens")

@@ -12,6 +12,21 @@ FACTS = KeyFacts(names=(Fact("Maya", is_pinned=True),), narrative=(Fact("A trip 
 SAYING = "Sure, the ferry to Utö leaves at ten and carries forty people on any day. "
 
 
+# For the shell of a server: makes a chat, and gives its id
+FERRY = """
+from django.contrib.auth.models import User
+from chat.models import Conversation
+def ferry(owner, num_pairs):
+    chat = Conversation.objects.create(owner=User.objects.get(username=owner), title="The ferry to Utö")
+    for number in range(num_pairs):
+        _, reply = chat.send(f"{chat.pk} {number}", f"Question {number}: when does the ferry leave on day {number}?")
+        text = f"On day {number} the ferry to Utö leaves at ten and carries forty people."
+        reply.append(text)
+        reply.end("complete", html=f"<p>{text}</p>", finish_reason="stop", model_name="starter")
+    return chat.pk
+"""
+
+
 def chat(num_pairs, *, length=1, **settings):
     """A conversation of questions and answers of one or more sentences each."""
     owner, _ = User.objects.get_or_create(username="alice")
@@ -96,3 +111,62 @@ def test_an_empty_summary_is_refused(trip):
     summary = summarised(trip, trip.branch()[1])
     with pytest.raises(ConversationError, match="empty"):
         summary.edit(KeyFacts(), 0, trip.owner)
+
+
+# Pages
+
+
+@pytest.fixture
+def page(client, trip):
+    client.force_login(trip.owner)
+    return client
+
+
+def test_the_messages_that_a_summary_stands_for_are_marked_and_the_summary_follows_them(page, trip):
+    summary = summarised(trip, trip.branch()[1])
+    html = page.get(f"/chat/{trip.pk}/messages").content.decode()
+    assert html.count("data-covered") == 2
+    assert html.index("Question 0") < html.index(f'id="s-{summary.pk}"') < html.index("Question 1")
+
+
+def test_what_a_summary_says_is_shown_as_text(page, trip):
+    summarised(trip, trip.branch()[1], KeyFacts(narrative=(Fact("<script>alert(1)</script>"),)))
+    html = page.get(f"/chat/{trip.pk}/").content.decode()
+    assert "&lt;script&gt;alert(1)" in html and "<script>alert" not in html
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_fact_is_pinned_and_unpinned_on_the_page(page, trip):
+    summary = summarised(trip, trip.branch()[1])
+    address = f"/chat/{trip.pk}/summaries/{summary.pk}/pin"
+    page.post(address, {"fact": "A trip was planned.", "pinned": "1"})
+    page.post(address, {"fact": "Maya"})
+    summary.refresh_from_db()
+    assert [fact.text for fact in summary.facts.carried().all()] == ["A trip was planned."]
+    assert summary.edited_by == trip.owner
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_summary_of_another_conversation_is_not_found(page, trip):
+    other = Conversation.objects.create(owner=trip.owner)
+    summary = summarised(trip, trip.branch()[1])
+    assert page.post(f"/chat/{other.pk}/summaries/{summary.pk}/undo").status_code == 404
+    assert page.post(f"/chat/{trip.pk}/summaries/{summary.pk}/undo").status_code == 204
+
+
+def test_the_threshold_is_a_setting_of_the_chat(page, trip):
+    page.post(f"/chat/{trip.pk}/settings", {"compress_at": "90"})
+    trip.refresh_from_db()
+    assert trip.compress_at == 90
+    page.post(f"/chat/{trip.pk}/settings", {"temperature": "0.5"})
+    trip.refresh_from_db()
+    assert trip.compress_at == 90 and trip.temperature == 0.5
+
+
+def test_the_admin_sees_what_was_compressed_and_cannot_change_it(admin_client, trip):
+    summary = summarised(trip, trip.branch()[1], model_name="starter", edited_by=trip.owner)
+    html = admin_client.get("/admin/chat/summary/").content.decode()
+    assert "90" in html and "89%" in html and "starter" in html and "alice" in html
+    assert "A trip was planned." in admin_client.get(f"/admin/chat/summary/{summary.pk}/change/").content.decode()
+    assert admin_client.post(f"/admin/chat/summary/{summary.pk}/change/", {"text": "x"}).status_code == 403
+    assert admin_client.post(f"/admin/chat/summary/{summary.pk}/delete/", {"post": "yes"}).status_code == 403

@@ -43,6 +43,7 @@ LISTS = [
     "auth_user",
     "chat_conversation",
     "chat_message",
+    "chat_summary",
     "gateway_languagemodel",
     "gateway_usagelog",
     "gateway_apikey",
