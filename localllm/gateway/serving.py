@@ -160,6 +160,15 @@ async def start(say: Callable[[str], None]) -> None:
     _keep(_watch_files())
 
 
+async def drain(seconds: float) -> None:
+    """At shutdown: begin nothing new. Workers end with this process."""
+    tasks = list(_tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
 def _preloaded() -> list[LanguageModel]:
     """The default first."""
     models = LanguageModel.objects.filter(is_enabled=True)
