@@ -21,6 +21,11 @@ NAMES: dict[str, Any] = {"a": {"type": "integer"}, "b": {"type": "string"}, "c":
 PAIR: dict[str, Any] = {"type": "object", "properties": NAMES}
 
 
+def case(value: int, required: list[str]) -> dict[str, Any]:
+    """Met where `a` is absent, too."""
+    return {"if": {"properties": {"a": {"const": value}}}, "then": {"required": required}}
+
+
 def grammar_of(schema: Any) -> tuple[Grammar, bool]:
     compiled = compile_schema(json.dumps(schema), extra_properties="schema")
     return Grammar(compiled.grammar, BYTES, compiled.examples), compiled.is_exact
@@ -42,6 +47,11 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
             {**PAIR, "if": {"properties": {"a": {"const": 1}}, "required": ["a"]}, "then": {"required": ["b"]}},
             ['{"a": 2}', '{"a": 1, "b": ""}', "{}"],
             ['{"a": 1}'],
+        ),
+        (
+            {**PAIR, "allOf": [case(1, ["b"]), case(2, ["c"]), {**case(3, []), "else": {"required": ["a"]}}]},
+            ['{"a": 1, "b": ""}', '{"a": 2, "c": true}', '{"a": 3}', '{"b": "", "c": true}'],
+            ['{"a": 1}', '{"a": 2, "b": ""}', "{}", '{"b": ""}'],
         ),
         ({**PAIR, "dependentRequired": {"a": ["c"]}}, ['{"b": ""}', '{"a": 1, "c": true}'], ['{"a": 1}']),
         ({**PAIR, "additionalProperties": False, "minProperties": 1}, ['{"c": true}'], ["{}"]),
