@@ -37,6 +37,14 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
     assert [grammar.accepts(str(n)) for n in (2, 3, 5, 6)] == [True, False, False, True]
 
 
+def test_it_closes_an_object_of_very_many_properties_or_refuses_it() -> None:
+    schema = json.dumps({"properties": {f"p{n}": {} for n in range(501)}, "additionalProperties": True})
+    grammar = Grammar(compile_schema(schema).grammar, BYTES)
+    assert grammar.accepts('{"p500": 1}') and not grammar.accepts('{"p501": 1}')
+    with pytest.raises(SchemaRefused, match="names 501 properties and may have others"):
+        compile_schema(schema, extra_properties="schema")
+
+
 @pytest.mark.parametrize(
     ("schema", "yes", "no"),
     [
