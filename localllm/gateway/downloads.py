@@ -16,6 +16,7 @@ from localllm.inference.hub.client import Hub
 from localllm.inference.hub.download import download
 from localllm.inference.hub.files import SPLIT, HubFile
 from localllm.inference.hub.store import Store
+from localllm.inference.model_file import Stamp
 
 TELL_EVERY_S = 0.5
 
@@ -70,11 +71,17 @@ async def _transfer(row: Download) -> bool:
 
 async def _register(file: HubFile) -> LanguageModel:
     path = store().path(file)
-    stat = path.stat()
+    stamp = Stamp.of(path)
     split = SPLIT.fullmatch(file.name)
     label = Path(split["stem"] if split else file.name.removesuffix(".gguf")).name
     return await register(
-        path, name=label, title=label[:200], sha256=file.sha256, size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns
+        path,
+        name=label,
+        title=label[:200],
+        sha256=file.sha256,
+        size_bytes=stamp.size_bytes,
+        file_mtime_ns=stamp.mtime_ns,
+        file_inode=stamp.inode,
     )
 
 

@@ -69,11 +69,8 @@ def _engine_settings(path: Path, defaults: dict[str, Any]) -> EngineSettings:
 
 
 def _unchanged_row(path: Path) -> LanguageModel | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return LanguageModel.objects.filter(path=str(path), size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns).first()
+    row = LanguageModel.objects.filter(path=str(path)).first()
+    return row if row and path.is_file() and not row.has_changed_file else None
 
 
 def _follow_starter(path: Path) -> None:

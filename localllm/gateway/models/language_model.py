@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from django.db import models, transaction
 from django.db.models import Q
+from django.utils import timezone
 
+from localllm.inference import model_file
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.providers.llamacpp import LocalModel
+from localllm.inference.model_file import Stamp
+from localllm.inference.providers.llamacpp import LocalModel, Measurements
 from localllm.inference.types import Message
 
-HASH_CHUNK_BYTES = 1 << 20
 # Mistral's models are of the architecture “llama”: only what they are called tells them.
 MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
 
@@ -115,6 +119,7 @@ class LanguageModel(models.Model):
     prefill_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second.")
     decode_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second, one conversation.")
     measured_at = models.DateTimeField(null=True, editable=False)
+    measured_as = models.CharField(max_length=64, blank=True, editable=False)
 
     objects = LanguageModelQuerySet.as_manager()
 
@@ -142,7 +147,14 @@ class LanguageModel(models.Model):
 
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""
-        return LocalModel(Path(self.path), self.engine_settings, self.sha256)
+        return LocalModel(
+            Path(self.path),
+            self.engine_settings,
+            self.sha256,
+            name=self.name,
+            keep_alive_s=self.keep_alive_s,
+            measured_bytes=self.measured_bytes if self.is_measured else None,
+        )
 
     def with_system_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The conversation; its own system prompt speaks where it brings none."""
@@ -157,11 +169,43 @@ class LanguageModel(models.Model):
             self.save(update_fields=["is_default"])
 
     def remember_file(self) -> None:
-        """Note size, time and hash of the file; the hash is computed only when the others changed."""
-        stat = Path(self.path).stat()
-        if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
-            self.sha256 = _sha256(Path(self.path))
-            self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
+        """Note size, time, inode and hash of the file; the hash is computed only when one of the others changed."""
+        stamp = Stamp.of(Path(self.path))
+        if not self._is_as_noted(stamp) or not self.sha256:
+            self.sha256 = model_file.sha256(Path(self.path))
+        self.size_bytes, self.file_mtime_ns, self.file_inode = stamp.size_bytes, stamp.mtime_ns, stamp.inode
+
+    @property
+    def has_changed_file(self) -> bool:
+        """Is another file there than the one that was noted? One that is gone is no other one."""
+        try:
+            return not self._is_as_noted(Stamp.of(Path(self.path)))
+        except OSError:
+            return False
+
+    def check_file(self) -> bool:
+        """Read the whole file: is it still the one that was noted? Raises OSError when it cannot be read."""
+        return model_file.sha256(Path(self.path)) == self.sha256
+
+    def _is_as_noted(self, stamp: Stamp) -> bool:
+        known = (self.size_bytes, self.file_mtime_ns) == (stamp.size_bytes, stamp.mtime_ns)
+        return known and self.file_inode in (0, stamp.inode)  # 0: noted by a version that did not look at it
+
+    @property
+    def is_measured(self) -> bool:
+        """Are the figures those of this file with these settings?"""
+        return self.measured_as == self._fingerprint
+
+    def remember_measurements(self, measured: Measurements) -> None:
+        fields = asdict(measured) | {"measured_at": timezone.now(), "measured_as": self._fingerprint}
+        LanguageModel.objects.filter(pk=self.pk).update(**fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of all that makes its worker what it is."""
+        return hashlib.sha256(msgspec.json.encode([self.sha256, self.engine_settings])).hexdigest()
 
 
 class FileVersion(models.Model):
@@ -181,11 +225,3 @@ class FileVersion(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
