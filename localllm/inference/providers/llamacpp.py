@@ -20,7 +20,7 @@ from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError, ModelRefused, NoRoom, ProviderError
-from localllm.inference.memory import SHARE, Need, account, gigabytes, resident_bytes, this_machine
+from localllm.inference.memory import SHARE, Need, account, gigabytes, peak_resident_bytes, resident_bytes, this_machine
 from localllm.inference.types import ChatRequest, Event, Loading, Message
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
@@ -182,14 +182,14 @@ class LlamaCpp:
         """Wait until it is loaded and idle, and measure it. A request that comes meanwhile goes first."""
         await self.load(model)
         worker = self._workers[model]
-        measured = await worker.host.measure()
-        assert worker.need is not None
+        speed = await worker.host.measure()
+        assert worker.need is not None and worker.host.pid is not None
         return Measurements(
             predicted_bytes=worker.need.peak_bytes,
-            measured_bytes=measured.peak_bytes,
+            measured_bytes=peak_resident_bytes(worker.host.pid),
             load_s=worker.host.load_s,
-            prefill_per_s=measured.prefill_per_s,
-            decode_per_s=measured.decode_per_s,
+            prefill_per_s=speed.prefill_per_s,
+            decode_per_s=speed.decode_per_s,
         )
 
     async def aclose(self) -> None:
