@@ -148,7 +148,7 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
     host = local.loaded(model.local())
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
-        model=model,
+        model=LanguageModel.objects.filter(pk=model.pk).first(),  # it may have been deleted meanwhile
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,

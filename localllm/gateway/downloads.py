@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 
 from localllm.gateway import database, jobs
-from localllm.gateway.models import Download, Job, LanguageModel
+from localllm.gateway.models import Download, FileVersion, Job, LanguageModel
 from localllm.gateway.registration import register
 from localllm.inference.hub.client import Hub
 from localllm.inference.hub.download import download
@@ -74,14 +74,22 @@ async def _register(file: HubFile) -> LanguageModel:
     split = SPLIT.fullmatch(file.name)
     label = Path(split["stem"] if split else file.name.removesuffix(".gguf")).name
     return await register(
-        path, name=label, title=label[:200], sha256=file.sha256, size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns
+        path,
+        name=label,
+        title=label[:200],
+        file_name=file.name[:300],
+        repository=file.repo,
+        sha256=file.sha256,
+        size_bytes=stat.st_size,
+        file_mtime_ns=stat.st_mtime_ns,
+        file_inode=stat.st_ino,
     )
 
 
 async def _discard(row: Download) -> None:
-    """Unless it serves as a model: a download may be cancelled that was asked for a second time."""
+    """Unless a model has it: a download may be cancelled that was asked for a second time."""
     file = row.file
-    if not await database.read(LanguageModel.objects.filter(path=str(store().path(file))).exists):
+    if not await database.read(FileVersion.objects.filter(path=str(store().path(file))).exists):
         await asyncio.to_thread(store().discard, file)
 
 

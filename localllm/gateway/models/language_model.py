@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,16 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import Q
 
+from localllm.gateway.models.model_file import ModelFile
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.types import Message
 
-HASH_CHUNK_BYTES = 1 << 20
+MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
+
+
+class ModelInUse(Exception):
+    """The model is needed as it is; `str(exc)` says for what, and the way out."""
 
 
 class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
@@ -25,14 +29,27 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
     def default(self) -> LanguageModel:
         return self.get(is_default=True)
 
-    def register(self, path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
-        """Make or update the row of a file that has passed the probe; the file stays where it is."""
-        path = path.resolve()
-        row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
-        row.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
+    def register(
+        self, path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any
+    ) -> LanguageModel:
+        """Make or update the row of a file that has passed the probe; the file stays where it is.
+
+        `file_name` is what it was called where it came from. A file that is known already stays with its model.
+        """
+        file = FileVersion.objects.filter(path=str(path.resolve())).first()
+        if file is None:
+            known = {field: defaults[field] for field in ModelFile.field_names() if field in defaults}
+            file = FileVersion(path=str(path.resolve()), name=file_name or path.name, **known)
+        file.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
         with transaction.atomic():
+            row = self.filter(files__path=file.path).first() or self.model(path=file.path, **defaults)
+            if row.path == file.path:  # else an older version that was registered again
+                row.become(file)
             row.name = row.name or self._free_name(name or path.stem)
             row.save()
+            version = FileVersion.objects.filter(path=file.path).first() or file
+            version.become(file).model = row
+            version.save()
             if make_default or not self.filter(is_default=True).exists():
                 row.make_default()
         return row
@@ -46,27 +63,19 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
         return name
 
 
-class LanguageModel(models.Model):
+class LanguageModel(ModelFile):
     name = models.SlugField(
         max_length=100,
         unique=True,
         help_text="What API clients call it. “default” always means the default model.",
     )
     title = models.CharField(max_length=200, blank=True, help_text="What people see; the name if empty.")
-    path = models.CharField(max_length=1000, unique=True)
-    sha256 = models.CharField(max_length=64, editable=False)
-    size_bytes = models.BigIntegerField(editable=False)
-    file_mtime_ns = models.BigIntegerField(editable=False)
-    file_inode = models.BigIntegerField(default=0, editable=False)
-    repository = models.CharField(
-        max_length=200, blank=True, editable=False, help_text="Of the hub, where it came from."
-    )
+    note = models.CharField(max_length=300, blank=True, help_text="For people: what it is good for.")
     licence = models.CharField(max_length=200, blank=True)
     is_embedding = models.BooleanField(default=False, editable=False, help_text="Makes vectors of texts, no answers.")
     is_default = models.BooleanField(default=False, editable=False)
     is_starter = models.BooleanField(default=False, editable=False)
     is_enabled = models.BooleanField(default=True, help_text="Shown in pickers and answered by the API.")
-    description = models.CharField(max_length=200, blank=True, editable=False, help_text="As llama.cpp names it.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     # How it is loaded
@@ -118,6 +127,7 @@ class LanguageModel(models.Model):
 
     class Meta:
         ordering = ("name",)
+        permissions = (("load_languagemodel", "Can load, unload and choose the default model"),)
         constraints = (
             models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_model"),
         )
@@ -145,23 +155,66 @@ class LanguageModel(models.Model):
             self.is_default = True
             self.save(update_fields=["is_default"])
 
-    def remember_file(self) -> None:
-        """Note size, time and hash of the file; the hash is computed only when the others changed."""
-        stat = Path(self.path).stat()
-        if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
-            self.sha256 = _sha256(Path(self.path))
-            self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
+    # Files and their versions
+
+    @property
+    def current_file(self) -> FileVersion:
+        return self.files.get(path=self.path)
+
+    def serve(self, file: FileVersion) -> None:
+        """Answer with that version from the next request on; what was measured was another file."""
+        with transaction.atomic():
+            row = LanguageModel.objects.select_for_update().get(pk=self.pk).become(file)
+            for name in MEASURED:
+                setattr(row, name, None)
+            row.save(update_fields=[*ModelFile.field_names(), *MEASURED])
+        self.refresh_from_db()
+
+    def take_over(self, other: LanguageModel) -> FileVersion:
+        """Make the file of `other` a version of this model, which then has all that was the other's.
+
+        Its older versions, its conversations and its usage come along; its name and settings are gone.
+        Raises ModelInUse.
+        """
+        self._check_may_take(other)
+        with transaction.atomic():
+            for relation in LanguageModel._meta.related_objects:
+                rows = relation.related_model._default_manager.filter(**{relation.field.name: other})
+                rows.update(**{relation.field.name: self})
+            was_default = other.is_default
+            other.delete()
+            if was_default:
+                self.make_default()
+            return self.files.get(path=other.path)
+
+    def _check_may_take(self, other: LanguageModel) -> None:
+        if other == self:
+            raise ModelInUse(f"{self} cannot be replaced by itself. Choose another model.")
+        for model in (self, other):
+            if model.is_starter:
+                raise ModelInUse(f"{model} comes with LocalLLM and keeps its file. Choose another model.")
+        if other.is_embedding != self.is_embedding:
+            raise ModelInUse(
+                f"{self} {_makes(self)} and {other} {_makes(other)}: whoever uses it would get something else. "
+                "Choose a file of the same kind."
+            )
+
+    def check_may_go(self) -> None:
+        """Raises ModelInUse where deleting it would leave nothing that answers, or would not last."""
+        if self.is_default:
+            raise ModelInUse(f"{self} is the default model. Make another one the default first.")
+        if self.is_starter:
+            raise ModelInUse(f"{self} comes with LocalLLM and would be back at the next start. Disable it instead.")
 
 
-class FileVersion(models.Model):
+def _makes(model: LanguageModel) -> str:
+    return "makes embeddings" if model.is_embedding else "writes answers"
+
+
+class FileVersion(ModelFile):
     """A file that a model is or was. The model's own fields are a copy of the one that serves."""
 
     model = models.ForeignKey(LanguageModel, on_delete=models.CASCADE, related_name="files")
-    path = models.CharField(max_length=1000, unique=True)
-    sha256 = models.CharField(max_length=64)
-    size_bytes = models.BigIntegerField()
-    description = models.CharField(max_length=200, blank=True)
-    repository = models.CharField(max_length=200, blank=True)
     name = models.CharField(max_length=300, help_text="What it was called where it came from.")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -171,10 +224,6 @@ class FileVersion(models.Model):
     def __str__(self) -> str:
         return self.name
 
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    @property
+    def is_current(self) -> bool:
+        return self.path == self.model.path
