@@ -19,6 +19,7 @@ from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.providers import local
 from localllm.gateway.registration import register
+from localllm.inference import amounts
 from localllm.inference.errors import InferenceError
 
 admin.site.site_header = "LocalLLM"
@@ -76,7 +77,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="size")
     def size(self, model: LanguageModel) -> str:
-        return f"{model.size_bytes / 1e9:.2f} GB" if model.size_bytes >= 1e8 else f"{model.size_bytes / 1e6:.1f} MB"
+        return amounts.size(model.size_bytes)
 
     @admin.display(description="state")
     def state(self, model: LanguageModel) -> str:

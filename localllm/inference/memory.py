@@ -17,6 +17,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
 from localllm.inference.engine.settings import EngineSettings
 
@@ -102,7 +103,7 @@ class Fit:
     machine: Machine
 
     def __str__(self) -> str:
-        need, room = _gb(self.need.used_bytes), _gb(self.room_bytes)
+        need, room = size(self.need.used_bytes), size(self.room_bytes)
         match self.verdict:
             case "fits":
                 return f"Fits: it needs {need} of the {room} that are free for models."
@@ -265,7 +266,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
 
     def default(self) -> LanguageModel:
         return self.get(is_default=True)
+
+    def by_hash(self, hashes: Iterable[str]) -> dict[str, LanguageModel]:
+        """Those of these files that are here already."""
+        return {model.sha256: model for model in self.filter(sha256__in=list(hashes))}
 
     def register(
         self, path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any

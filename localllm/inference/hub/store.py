@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from localllm.inference.amounts import size
 from localllm.inference.errors import HubError
 from localllm.inference.hub.files import HubFile
 
@@ -49,8 +50,8 @@ class Store:
         missing = file.size_bytes - self.num_bytes(file)
         if missing and missing + SPARE_BYTES > free:
             raise HubError(
-                f"{file.name} needs {_amount(missing)}, but {self.folder} has {_amount(free)} free, of which "
-                f"{_amount(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
+                f"{file.name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
+                f"{size(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
                 "LOCALLLM_HOME.",
                 permanent=True,
             )
@@ -181,7 +182,3 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _amount(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

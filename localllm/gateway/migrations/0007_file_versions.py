@@ -17,7 +17,7 @@ def give_each_model_its_first_version(apps: Any, schema_editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateway", "0005_models"),
+        ("gateway", "0006_find"),
     ]
 
     operations = [
