@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 
 from chat.models import Conversation
 from localllm.gateway.models import FileVersion, LanguageModel
-from localllm.gateway.models.language_model import ModelInUse
+from localllm.gateway.models.language_model import ModelError
 
 pytestmark = pytest.mark.django_db
 
@@ -98,13 +98,13 @@ def test_an_older_version_that_is_registered_again_does_not_serve(model: Languag
 
 def test_a_model_is_not_replaced_by_another_kind(model: LanguageModel, newer: LanguageModel) -> None:
     newer.is_embedding = True
-    with pytest.raises(ModelInUse, match="makes embeddings"):
+    with pytest.raises(ModelError, match="makes embeddings"):
         model.take_over(newer)
 
 
 def test_the_starter_keeps_its_file(model: LanguageModel) -> None:
     starter = LanguageModel.objects.register(settings.STARTER_MODEL, is_starter=True)
-    with pytest.raises(ModelInUse, match="comes with LocalLLM"):
+    with pytest.raises(ModelError, match="comes with LocalLLM"):
         model.take_over(starter)
 
 

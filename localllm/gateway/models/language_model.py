@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Q
 
@@ -18,8 +19,8 @@ from localllm.inference.types import Message
 MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
 
 
-class ModelInUse(Exception):
-    """The model is needed as it is; `str(exc)` says for what, and the way out."""
+class ModelError(Exception):
+    """The model cannot do that; `str(exc)` is for the user."""
 
 
 class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
@@ -55,7 +56,8 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
             version = FileVersion.objects.filter(path=file.path).first() or file
             version.become(file).model = row
             version.save()
-            if make_default or not self.filter(is_default=True).exists():
+            is_wanted = make_default or not self.filter(is_default=True).exists()
+            if is_wanted and not row.is_embedding:
                 row.make_default()
         return row
 
@@ -155,6 +157,11 @@ class LanguageModel(ModelFile):
         return (Message("system", self.system_prompt), *messages)
 
     def make_default(self) -> None:
+        """Raises ModelError."""
+        if self.is_embedding:
+            raise ModelError(f"{self} makes embeddings, so it cannot answer chats. Choose a model that writes.")
+        if not self.is_enabled:
+            raise ModelError(f"{self} is disabled. Enable it first.")
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True
@@ -179,7 +186,7 @@ class LanguageModel(ModelFile):
         """Make the file of `other` a version of this model, which then has all that was the other's.
 
         Its older versions, its conversations and its usage come along; its name and settings are gone.
-        Raises ModelInUse.
+        Raises ModelError.
         """
         self._check_may_take(other)
         with transaction.atomic():
@@ -194,22 +201,30 @@ class LanguageModel(ModelFile):
 
     def _check_may_take(self, other: LanguageModel) -> None:
         if other == self:
-            raise ModelInUse(f"{self} cannot be replaced by itself. Choose another model.")
+            raise ModelError(f"{self} cannot be replaced by itself. Choose another model.")
         for model in (self, other):
             if model.is_starter:
-                raise ModelInUse(f"{model} comes with LocalLLM and keeps its file. Choose another model.")
+                raise ModelError(f"{model} comes with LocalLLM and keeps its file. Choose another model.")
         if other.is_embedding != self.is_embedding:
-            raise ModelInUse(
+            raise ModelError(
                 f"{self} {_makes(self)} and {other} {_makes(other)}: whoever uses it would get something else. "
                 "Choose a file of the same kind."
             )
 
-    def check_may_go(self) -> None:
-        """Raises ModelInUse where deleting it would leave nothing that answers, or would not last."""
+    def num_conversations_by_user(self) -> models.QuerySet[Any]:
+        """Users with a `num` of conversations that it answers; as the default, of those without a model too."""
+        theirs = Q(conversations__model=self)
         if self.is_default:
-            raise ModelInUse(f"{self} is the default model. Make another one the default first.")
+            theirs |= Q(conversations__model=None)
+        users = User.objects.annotate(num=models.Count("conversations", filter=theirs))
+        return users.filter(num__gt=0).order_by("-num", "username")
+
+    def check_may_go(self) -> None:
+        """Raises ModelError where deleting it would leave nothing that answers, or would not last."""
+        if self.is_default:
+            raise ModelError(f"{self} is the default model. Make another one the default first.")
         if self.is_starter:
-            raise ModelInUse(f"{self} comes with LocalLLM and would be back at the next start. Disable it instead.")
+            raise ModelError(f"{self} comes with LocalLLM and would be back at the next start. Disable it instead.")
 
 
 def _makes(model: LanguageModel) -> str:

@@ -37,13 +37,28 @@ class ModelFile(models.Model):
             setattr(self, name, getattr(file, name))
         return self
 
+    @property
+    def has_changed_file(self) -> bool:
+        """Is another file there than the one that was noted? One that is gone is no other one."""
+        try:
+            return self._identity() != (self.size_bytes, self.file_mtime_ns, self.file_inode)
+        except OSError:
+            return False
+
+    def check_file(self) -> bool:
+        """Read the whole file: is it still the one that was noted? Raises OSError when it cannot be read."""
+        return sha256_of(Path(self.path)) == self.sha256
+
     def remember_file(self) -> None:
         """Note size, time, inode and hash of the file; the hash is computed only when the others changed."""
-        stat = Path(self.path).stat()
-        identity = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        identity = self._identity()
         if not self.sha256 or identity != (self.size_bytes, self.file_mtime_ns, self.file_inode):
             self.sha256 = sha256_of(Path(self.path))
             self.size_bytes, self.file_mtime_ns, self.file_inode = identity
+
+    def _identity(self) -> tuple[int, int, int]:
+        stat = Path(self.path).stat()
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def sha256_of(path: Path) -> str:
