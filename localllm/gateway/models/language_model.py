@@ -17,6 +17,8 @@ from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.types import Message
 
 MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
+# Mistral's models are of the architecture “llama”: only what they are called tells them.
+MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
 
 
 class ModelError(Exception):
@@ -145,6 +147,15 @@ class LanguageModel(ModelFile):
     @property
     def engine_settings(self) -> EngineSettings:
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.__struct_fields__})
+
+    @property
+    def family(self) -> str:
+        """Such as `mistral`, `qwen2` or `llama`: models that want to be prompted alike."""
+        architecture = re.split(r"[ ,]", self.description.lower(), maxsplit=1)[0]
+        if architecture not in ("", "llama") and not architecture.startswith("mistral"):
+            return architecture
+        names = f"{architecture} {self.name} {self.title} {self.repository} {Path(self.path).name}".lower()
+        return "mistral" if any(name in names for name in MISTRALS) else architecture
 
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""
