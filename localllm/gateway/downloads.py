@@ -21,6 +21,7 @@ from localllm.inference.hub.client import Hub
 from localllm.inference.hub.download import download
 from localllm.inference.hub.files import HubFile, Repository
 from localllm.inference.hub.store import Store
+from localllm.inference.model_file import Stamp
 
 TELL_EVERY_S = 0.5
 
@@ -99,12 +100,12 @@ async def _transfer(row: Download) -> bool:
 
 async def _register(row: Download) -> LanguageModel:
     file, path = row.file, store().path(row.file)
-    stat = path.stat()
+    stamp = Stamp.of(path)
     known: dict[str, Any] = {
         "sha256": file.sha256,
-        "size_bytes": stat.st_size,
-        "file_mtime_ns": stat.st_mtime_ns,
-        "file_inode": stat.st_ino,
+        "size_bytes": stamp.size_bytes,
+        "file_mtime_ns": stamp.mtime_ns,
+        "file_inode": stamp.inode,
     }
     defaults = {"title": file.label[:200], "n_ctx": await _window(path), **row.defaults}
     return await register(path, name=file.label, file_name=file.name[:300], **known, **defaults)

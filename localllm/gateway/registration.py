@@ -79,12 +79,8 @@ def _engine_settings(path: Path, defaults: dict[str, Any]) -> EngineSettings:
 
 
 def _unchanged_row(path: Path) -> LanguageModel | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    file = FileVersion.objects.filter(path=str(path), size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns)
-    return LanguageModel.objects.filter(files__in=file).first()
+    file = FileVersion.objects.filter(path=str(path)).select_related("model").first()
+    return file.model if file and path.is_file() and not file.has_changed_file else None
 
 
 def _follow_starter(path: Path) -> None:

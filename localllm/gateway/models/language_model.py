@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Q
+from django.utils import timezone
 
 from localllm.gateway.models.model_file import ModelFile
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.providers.llamacpp import LocalModel
+from localllm.inference.errors import InferenceError
+from localllm.inference.providers.llamacpp import LocalModel, Measurements
 from localllm.inference.types import Message
 
-MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
 # Mistral's models are of the architecture “llama”: only what they are called tells them.
 MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
 
 
-class ModelError(Exception):
+class ModelError(InferenceError):
     """The model cannot do that; `str(exc)` is for the user."""
 
 
@@ -131,6 +135,7 @@ class LanguageModel(ModelFile):
     prefill_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second.")
     decode_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second, one conversation.")
     measured_at = models.DateTimeField(null=True, editable=False)
+    measured_as = models.CharField(max_length=64, blank=True, editable=False)
 
     objects = LanguageModelQuerySet.as_manager()
 
@@ -159,7 +164,14 @@ class LanguageModel(ModelFile):
 
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""
-        return LocalModel(Path(self.path), self.engine_settings, self.sha256)
+        return LocalModel(
+            Path(self.path),
+            self.engine_settings,
+            self.sha256,
+            name=self.name,
+            keep_alive_s=self.keep_alive_s,
+            measured_bytes=self.measured_bytes if self.is_measured else None,
+        )
 
     def with_system_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The conversation; its own system prompt speaks where it brings none."""
@@ -178,20 +190,27 @@ class LanguageModel(ModelFile):
             self.is_default = True
             self.save(update_fields=["is_default"])
 
+    @property
+    def is_measured(self) -> bool:
+        """Are the figures those of this file with these settings?"""
+        return self.measured_as == self._fingerprint
+
+    def remember_measurements(self, measured: Measurements) -> None:
+        fields = asdict(measured) | {"measured_at": timezone.now(), "measured_as": self._fingerprint}
+        LanguageModel.objects.filter(pk=self.pk).update(**fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of all that makes its worker what it is."""
+        return hashlib.sha256(msgspec.json.encode([self.sha256, self.engine_settings])).hexdigest()
+
     # Files and their versions
 
     @property
     def current_file(self) -> FileVersion:
         return self.files.get(path=self.path)
-
-    def serve(self, file: FileVersion) -> None:
-        """Answer with that version from the next request on; what was measured was another file."""
-        with transaction.atomic():
-            row = LanguageModel.objects.select_for_update().get(pk=self.pk).become(file)
-            for name in MEASURED:
-                setattr(row, name, None)
-            row.save(update_fields=[*ModelFile.field_names(), *MEASURED])
-        self.refresh_from_db()
 
     def take_over(self, other: LanguageModel) -> FileVersion:
         """Make the file of `other` a version of this model, which then has all that was the other's.

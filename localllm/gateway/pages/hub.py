@@ -11,7 +11,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 from msgspec.structs import replace
 
-from localllm.gateway import catalogue, database, fitting, repositories
+from localllm.gateway import catalogue, database, fitting, repositories, serving
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.pages.account import Account
 from localllm.gateway.pages.downloads import may_add_models
@@ -60,7 +60,7 @@ async def _account(request: HttpRequest, repository: Repository, name: str) -> d
         return {"fault": str(exc), "form": form}
     engine = replace(EngineSettings(), **form.given)
     fit = await database.read(fitting.fit, header, engine)
-    account = Account(header, engine, fit, await database.read(fitting.loaded_bytes))
+    account = Account(header, engine, fit, serving.memory().held_bytes)
     return {"account": account, "file": file, "form": form}
 
 

@@ -56,6 +56,10 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Test yourself when there is nothing else to do. `Measured` follows, however late."""
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -95,6 +99,14 @@ class Previewed(msgspec.Struct, frozen=True, tag=True):
     id: int
     text: str
     num_tokens: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    """What the model takes and does. Tokens per second of one conversation; 0 where its window holds too few."""
+
+    peak_bytes: int  # resident, after a full batch
+    prefill_per_s: float
+    decode_per_s: float
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -145,8 +157,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Preview | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

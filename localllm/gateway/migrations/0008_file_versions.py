@@ -18,6 +18,8 @@ def give_each_model_its_first_version(apps: Any, schema_editor: Any) -> None:
 class Migration(migrations.Migration):
     dependencies = [
         ("gateway", "0006_find"),
+        ("gateway", "0006_measured_as"),
+        ("gateway", "0007_shipped_templates"),
     ]
 
     operations = [
