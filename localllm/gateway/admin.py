@@ -21,8 +21,8 @@ from localllm.gateway import serving
 from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.registration import register
+from localllm.inference import amounts
 from localllm.inference.errors import InferenceError
-from localllm.inference.memory import gigabytes
 
 admin.site.site_header = "LocalLLM"
 admin.site.site_title = "LocalLLM admin"
@@ -79,7 +79,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="size")
     def size(self, model: LanguageModel) -> str:
-        return f"{model.size_bytes / 1e9:.2f} GB" if model.size_bytes >= 1e8 else f"{model.size_bytes / 1e6:.1f} MB"
+        return amounts.size(model.size_bytes)
 
     @admin.display(description="state")
     def state(self, model: LanguageModel) -> str:
@@ -165,7 +165,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             else:
                 self.message_user(
                     request,
-                    f"{model} takes {gigabytes(found.measured_bytes)}, reads {found.prefill_per_s:.0f} and writes "
+                    f"{model} takes {amounts.size(found.measured_bytes)}, reads {found.prefill_per_s:.0f} and writes "
                     f"{found.decode_per_s:.0f} tokens a second.",
                     messages.SUCCESS,
                 )
