@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 
 from localllm.gateway import catalogue, database, fitting, jobs
 from localllm.gateway.catalogue import Entry
-from localllm.gateway.models import Download, Job, LanguageModel
+from localllm.gateway.models import Download, FileVersion, Job, LanguageModel
 from localllm.gateway.registration import register
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.settings import EngineSettings
@@ -21,6 +21,7 @@ from localllm.inference.hub.client import Hub
 from localllm.inference.hub.download import download
 from localllm.inference.hub.files import HubFile, Repository
 from localllm.inference.hub.store import Store
+from localllm.inference.model_file import Stamp
 
 TELL_EVERY_S = 0.5
 
@@ -101,10 +102,15 @@ async def _transfer(row: Download) -> bool:
 
 async def _register(row: Download) -> LanguageModel:
     file, path = row.file, store().path(row.file)
-    stat = path.stat()
-    known: dict[str, Any] = {"sha256": file.sha256, "size_bytes": stat.st_size, "file_mtime_ns": stat.st_mtime_ns}
+    stamp = Stamp.of(path)
+    known: dict[str, Any] = {
+        "sha256": file.sha256,
+        "size_bytes": stamp.size_bytes,
+        "file_mtime_ns": stamp.mtime_ns,
+        "file_inode": stamp.inode,
+    }
     defaults = {"title": file.label[:200], "n_ctx": await _window(path), **row.defaults}
-    return await register(path, name=file.label, **known, **defaults)
+    return await register(path, name=file.label, file_name=file.name[:300], **known, **defaults)
 
 
 async def _window(path: Path) -> int:
@@ -115,9 +121,9 @@ async def _window(path: Path) -> int:
 
 
 async def _discard(row: Download) -> None:
-    """Unless it serves as a model: a download may be cancelled that was asked for a second time."""
+    """Unless a model has it: a download may be cancelled that was asked for a second time."""
     file = row.file
-    if not await database.read(LanguageModel.objects.filter(path=str(store().path(file))).exists):
+    if not await database.read(FileVersion.objects.filter(path=str(store().path(file))).exists):
         await asyncio.to_thread(store().discard, file)
 
 

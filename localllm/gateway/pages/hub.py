@@ -5,80 +5,20 @@ For those who may add models: the hub answers with what this server's token may 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 from msgspec.structs import replace
 
-from localllm.gateway import catalogue, database, fitting, repositories
+from localllm.gateway import catalogue, database, fitting, repositories, serving
 from localllm.gateway.models import LanguageModel
+from localllm.gateway.pages.account import Account
 from localllm.gateway.pages.downloads import may_add_models
 from localllm.gateway.pages.forms import LoadingForm
-from localllm.inference.engine.gguf import Header
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError
-from localllm.inference.hub.files import HubFile, Repository
-from localllm.inference.memory import WINDOW_STEP, Fit
-
-LONGEST = 1 << 17  # window of the slider, for a model that does not say what it was trained on
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Of the bar: where it starts and how long it is, in hundredths."""
-
-    name: str
-    start: float
-    length: float
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """What a file takes of the memory of this machine, loaded with these settings."""
-
-    file: HubFile
-    header: Header
-    settings: EngineSettings
-    fit: Fit
-    loaded_bytes: int  # by other models
-
-    @property
-    def longest(self) -> int:
-        return self.header.context_length or LONGEST
-
-    @property
-    def shortest(self) -> int:
-        return min(WINDOW_STEP, self.longest)
-
-    @property
-    def free_bytes(self) -> int:
-        """Below zero: so much is missing."""
-        return self.fit.room_bytes - self.fit.need.used_bytes
-
-    @property
-    def limit(self) -> float:
-        """Where on the bar models may take no more."""
-        return self._share(self.loaded_bytes + self.fit.room_bytes)
-
-    def pieces(self) -> Iterator[Piece]:
-        need, end = self.fit.need, 0
-        for name, num_bytes in (
-            ("loaded", self.loaded_bytes),
-            ("weights", need.weights_bytes),
-            ("kv", need.kv_bytes),
-            ("compute", need.compute_bytes),
-            ("process", need.process_bytes),
-        ):
-            yield Piece(name, self._share(end), self._share(num_bytes))
-            end += num_bytes
-
-    def _share(self, num_bytes: int) -> float:
-        whole = self.loaded_bytes + max(self.fit.room_bytes, self.fit.need.used_bytes)
-        return round(100 * num_bytes / whole, 2)
+from localllm.inference.hub.files import Repository
 
 
 @require_GET
@@ -120,7 +60,8 @@ async def _account(request: HttpRequest, repository: Repository, name: str) -> d
         return {"fault": str(exc), "form": form}
     engine = replace(EngineSettings(), **form.given)
     fit = await database.read(fitting.fit, header, engine)
-    return {"account": Account(file, header, engine, fit, await database.read(fitting.loaded_bytes)), "form": form}
+    account = Account(header, engine, fit, serving.memory().held_bytes)
+    return {"account": account, "file": file, "form": form}
 
 
 def _page(request: HttpRequest, repository: Repository | None, context: dict[str, object]) -> HttpResponse:

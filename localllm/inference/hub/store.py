@@ -18,7 +18,7 @@ from pathlib import Path
 
 from localllm.inference.amounts import size
 from localllm.inference.errors import HubError
-from localllm.inference.hub.files import HubFile
+from localllm.inference.hub.files import SHA256, HubFile
 
 SPARE_BYTES = 64 << 20  # of the disk, for everything else
 HASH_BYTES = 16 << 20  # at once, so that it can be stopped
@@ -64,6 +64,13 @@ class Store:
         folder = self.path(file).parent
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
+
+    def remove(self, path: Path) -> None:
+        """Delete a finished file with all its parts. What lies elsewhere, or is not named by a hash, stays."""
+        if path.parent == self.folder and SHA256.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
+        elif path.parent.parent == self.folder and SHA256.fullmatch(path.parent.name):
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     @asynccontextmanager
     async def alone(self) -> AsyncGenerator[None]:
