@@ -18,6 +18,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
 from localllm.inference.engine.settings import EngineSettings
 
@@ -114,7 +115,7 @@ class Fit:
     machine: Machine
 
     def __str__(self) -> str:
-        need, room = gigabytes(self.need.used_bytes), gigabytes(self.room_bytes)
+        need, room = size(self.need.used_bytes), size(self.room_bytes)
         match self.verdict:
             case "fits":
                 return f"Fits: it needs {need} of the {room} that are free for models{self._on_gpu}."

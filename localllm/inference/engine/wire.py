@@ -49,6 +49,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """What would the model see of these messages?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
 class Measure(msgspec.Struct, frozen=True, tag=True):
     """Test yourself when there is nothing else to do. `Measured` follows, however late."""
 
@@ -85,6 +92,12 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
+    num_tokens: int
+
+
+class Previewed(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
     num_tokens: int
 
 
@@ -140,8 +153,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Measure | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Measured | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

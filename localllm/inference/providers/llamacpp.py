@@ -162,6 +162,12 @@ class LlamaCpp:
             await asyncio.shield(worker.started)
             return await worker.host.count(messages)
 
+    async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """What the model would see of these messages, and how many tokens that is."""
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.preview(messages)
+
     async def load(self, model: LocalModel) -> None:
         """Load it, and wait until it is ready. Raises NoRoom, and ProviderError when it will not load."""
         with self._using(model, takes_over=False) as worker:
