@@ -75,9 +75,9 @@ CHOICES = [*((name, use_case.title) for name, use_case in USE_CASES.items()), (M
 
 
 class PromptTemplateQuerySet(models.QuerySet["PromptTemplate"]):
-    def for_use(self, use_case: str, model: LanguageModel) -> PromptTemplateVersion:
-        """What `model` is asked with for a use case."""
-        return self.named(use_case, model).current_version
+    def for_use(self, use_case: str, model: LanguageModel, subject: str = "") -> PromptTemplateVersion:
+        """What `model` is asked with for a use case; `subject` as `PromptTemplate.version_for` takes it."""
+        return self.named(use_case, model).version_for(subject)
 
     def named(self, name: str, model: LanguageModel) -> PromptTemplate:
         """The template of that name for the family of `model`, or else the one for all models.
@@ -124,6 +124,14 @@ class PromptTemplate(models.Model):
         if self.current is None:
             raise PromptTemplateVersion.DoesNotExist(f"The prompt template “{self}” has no current version.")
         return self.current
+
+    def version_for(self, subject: str) -> PromptTemplateVersion:
+        """The current version, or the one that an experiment gives to `subject`.
+
+        A subject is whoever is to get the same version every time, such as `UsageLog.subject` names one.
+        """
+        experiment = self.experiments.filter(ended_at=None).first() if subject else None
+        return self.current_version if experiment is None else experiment.drawn(subject)
 
     def add_version(self, text: str, *, author: User | None = None, note: str = "") -> PromptTemplateVersion:
         """Save a new version beside the others. It counts only once it is made current."""
