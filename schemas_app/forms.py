@@ -12,6 +12,7 @@ from django.http import QueryDict
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
+from localllm.gateway.pages.request import unix_lines
 from localllm.gateway.structured import compiler
 from localllm.inference.json_schema.document import Document
 from localllm.inference.json_schema.errors import SchemaRefused
@@ -143,8 +144,3 @@ def _problems(text: str, examples: list[dict[str, str]]) -> list[str]:
                 for each in wrong
             ]
     return problems
-
-
-def unix_lines(text: str) -> str:
-    """Browsers send line ends as CRLF; compared with what is stored, every line would have changed."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")

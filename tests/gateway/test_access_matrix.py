@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def changers(method: str, status: int, **form: str) -> Row:
+    """Only who has the permission to change, such as the admin."""
+    return Row(method, LOGIN, 403, status, 403, form)
+
+
 def public(method: str, status: int) -> Row:
     return Row(method, status, status, status, status)
 
@@ -67,6 +72,20 @@ TABLE: dict[str, list[Row]] = {
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
+    "prompts:index": [any_user("GET", 200)],
+    "prompts:new": [changers("GET", 200), changers("POST", 400)],
+    "prompts:preview": [any_user("POST", 200, text="Hello")],
+    "prompts:picker": [any_user("GET", 200)],
+    "prompts:show": [any_user("GET", 200)],
+    "prompts:edit": [changers("GET", 200), changers("POST", 400)],
+    "prompts:compare": [any_user("GET", 200)],
+    "prompts:make-current": [changers("POST", 302, version="1")],
+    "prompts:delete": [changers("GET", 200), changers("POST", 302)],
+    "prompts:restore": [changers("POST", 302)],
+    "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
+    "prompts:experiment-new": [changers("GET", 200), changers("POST", 400)],
+    "prompts:experiment": [any_user("GET", 200)],
+    "prompts:experiment-end": [changers("POST", 302, kept="1")],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -131,7 +150,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Job
+from localllm.gateway.models import Experiment, Job, PromptTemplate
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -156,6 +175,11 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
+    template.make_current(template.add_version("Hello"))
+    shares = {template.current: 50, template.add_version("Good day"): 50}
+    ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
+    ids["template"] = str(template.pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
@@ -217,6 +241,7 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

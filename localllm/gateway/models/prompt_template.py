@@ -18,6 +18,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Max, Q
+from django.utils import timezone
 
 from localllm.gateway.models.language_model import LanguageModel
 from localllm.inference.prompt_template import Template
@@ -74,6 +75,10 @@ MESSAGE = "message"  # what people write themselves: any variables, asked for wh
 CHOICES = [*((name, use_case.title) for name, use_case in USE_CASES.items()), (MESSAGE, "Message")]
 
 
+class PromptTemplateError(Exception):
+    """That cannot be done with a template now; `str(exc)` is for the user."""
+
+
 class PromptTemplateQuerySet(models.QuerySet["PromptTemplate"]):
     def for_use(self, use_case: str, model: LanguageModel, subject: str = "") -> PromptTemplateVersion:
         """What `model` is asked with for a use case; `subject` as `PromptTemplate.version_for` takes it."""
@@ -84,11 +89,21 @@ class PromptTemplateQuerySet(models.QuerySet["PromptTemplate"]):
 
         Raises PromptTemplate.DoesNotExist.
         """
-        found = self.in_use().filter(Q(family=model.family) | Q(family=""), name=name)
-        template = found.select_related("current").order_by("-family").first()
+        template = self.in_use().variants_for(model).filter(name=name).order_by("-family").first()
         if template is None:
             raise PromptTemplate.DoesNotExist(f"There is no prompt template named “{name[:100]}”.")
         return template
+
+    def variants_for(self, model: LanguageModel) -> PromptTemplateQuerySet:
+        """Those for its family, and those for all models."""
+        return self.filter(Q(family=model.family) | Q(family="")).select_related("current")
+
+    def matching(self, query: str) -> PromptTemplateQuerySet:
+        """Those that have every word of `query` in their name or description."""
+        found = self
+        for word in query.split():
+            found = found.filter(Q(name__icontains=word) | Q(description__icontains=word))
+        return found
 
     def in_use(self) -> PromptTemplateQuerySet:
         """Not deleted, and with something to say."""
@@ -143,6 +158,19 @@ class PromptTemplate(models.Model):
         """Ask with this version from now on: to publish a new one, or to roll back to an old one."""
         self.current = version
         self.save(update_fields=["current"])
+
+    def discard(self) -> None:
+        """Take it out of use; the versions stay for the log. Raises PromptTemplateError."""
+        if self.is_shipped:
+            raise PromptTemplateError(f"The program asks with “{self}” itself. Write another version of it instead.")
+        if self.experiments.filter(ended_at=None).exists():
+            raise PromptTemplateError(f"An experiment on “{self}” is running. End it first.")
+        self.deleted_at = timezone.now()
+        self.save(update_fields=["deleted_at"])
+
+    def restore(self) -> None:
+        self.deleted_at = None
+        self.save(update_fields=["deleted_at"])
 
 
 class PromptTemplateVersion(models.Model):
