@@ -14,6 +14,7 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.prompt_template import chat_variables
 from localllm.gateway.models.usage import subject
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
@@ -146,8 +147,7 @@ class Conversation(models.Model):
         return template.version_for(subject(conversation_id=self.pk))
 
     def prompt_variables(self, model: LanguageModel) -> dict[str, str]:
-        today = timezone.localdate()
-        return {"system_prompt": self.system_prompt or model.system_prompt, "date": f"{today.day} {today:%B %Y}"}
+        return chat_variables(self.system_prompt or model.system_prompt)
 
     def system_text(self, model: LanguageModel) -> str:
         """Its system prompt. Raises TemplateError."""

@@ -75,6 +75,12 @@ MESSAGE = "message"  # what people write themselves: any variables, asked for wh
 CHOICES = [*((name, use_case.title) for name, use_case in USE_CASES.items()), (MESSAGE, "Message")]
 
 
+def chat_variables(system_prompt: str) -> dict[str, str]:
+    """What a template for the system prompt of a conversation may use."""
+    today = timezone.localdate()
+    return {"system_prompt": system_prompt, "date": f"{today.day} {today:%B %Y}"}
+
+
 class PromptTemplateError(Exception):
     """That cannot be done with a template now; `str(exc)` is for the user."""
 

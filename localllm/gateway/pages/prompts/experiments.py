@@ -27,7 +27,7 @@ def new(request: Request, template_id: UUID) -> HttpResponse:
         versions.append(template.current_version)
     half_each = [template.current_version, *(each for each in versions if each != template.current_version)][:2]
     initial = {f"share-{version.number}": 50 for version in half_each}
-    form = ExperimentForm(request.POST or None, versions=versions, initial=initial)
+    form = ExperimentForm(request.POST if request.method == "POST" else None, versions=versions, initial=initial)
     if form.is_valid():
         try:
             experiment = Experiment.objects.start(template, form.cleaned_data["metric"], form.shares, user=request.user)
@@ -57,6 +57,8 @@ def show(request: Request, experiment_id: UUID) -> HttpResponse:
         "template": experiment.template,
         "rows": [_row(experiment, outcome) for outcome in outcomes],
         "verdict": experiment.verdict(outcomes),
+        "is_decided": any(outcome.is_better is not None for outcome in outcomes),
+        "is_geometric": not METRICS[experiment.metric].is_share,
         "may_change": rows.may_change(request),
     }
     return render(request, "prompts/experiment.html", context)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from django.contrib import messages
-from django.http import HttpResponse
+from django.http import HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
@@ -71,13 +71,17 @@ def new(request: Request) -> HttpResponse:
         base = PromptTemplate.objects.in_use().filter(name=variant_of, family="").first()
         if base is not None:
             initial = {"use_case": base.use_case, "name": base.name, "text": base.current_version.text}
-    return _edit(request, PromptTemplateForm(request.POST or None, initial=initial))
+    return _edit(request, PromptTemplateForm(_posted(request), initial=initial))
 
 
 @require_http_methods(["GET", "POST"])
 def edit(request: Request, template_id: UUID) -> HttpResponse:
     template = rows.find_to_change(request, template_id)
-    return _edit(request, PromptTemplateForm(request.POST or None, instance=template))
+    return _edit(request, PromptTemplateForm(_posted(request), instance=template))
+
+
+def _posted(request: Request) -> QueryDict | None:
+    return request.POST if request.method == "POST" else None
 
 
 def _edit(request: Request, form: PromptTemplateForm) -> HttpResponse:
