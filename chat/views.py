@@ -27,10 +27,9 @@ from chat import live, markdown
 from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
-from localllm.gateway import data_view, database
+from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.pages.request import Request
-from localllm.gateway.providers import local
 from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
@@ -412,11 +411,7 @@ def _zone(request: Request) -> tzinfo:
 
 
 def _choices(models: list[LanguageModel], chosen: LanguageModel | None) -> list[Choice]:
-    choices = []
-    for model in models:
-        host = local.loaded(model.local())
-        choices.append(Choice(model, host.state if host else "stopped", model == chosen))
-    return choices
+    return [Choice(model, serving.state(model).state, model == chosen) for model in models]
 
 
 def _model_of(conversation: Conversation) -> LanguageModel | None:

@@ -46,8 +46,7 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
-def changers(method: str, status: int, **form: str) -> Row:
-    """Only who has the permission to change, such as the admin."""
+def only_boss(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, 403, status, 403, form)
 
 
@@ -73,19 +72,30 @@ TABLE: dict[str, list[Row]] = {
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
     "prompts:index": [any_user("GET", 200)],
-    "prompts:new": [changers("GET", 200), changers("POST", 400)],
+    "prompts:new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:preview": [any_user("POST", 200, text="Hello")],
     "prompts:picker": [any_user("GET", 200)],
     "prompts:show": [any_user("GET", 200)],
-    "prompts:edit": [changers("GET", 200), changers("POST", 400)],
+    "prompts:edit": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:compare": [any_user("GET", 200)],
-    "prompts:make-current": [changers("POST", 302, version="1")],
-    "prompts:delete": [changers("GET", 200), changers("POST", 302)],
-    "prompts:restore": [changers("POST", 302)],
+    "prompts:make-current": [only_boss("POST", 302, version="1")],
+    "prompts:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "prompts:restore": [only_boss("POST", 302)],
     "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
-    "prompts:experiment-new": [changers("GET", 200), changers("POST", 400)],
+    "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:experiment": [any_user("GET", 200)],
-    "prompts:experiment-end": [changers("POST", 302, kept="1")],
+    "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
+    "models:catalogue": [any_user("GET", 200)],
+    "models:catalogue-first": [any_user("GET", 200)],
+    "models:catalogue-entry": [any_user("GET", 200)],
+    "models:catalogue-get": [only_boss("POST", 302), any_user("GET", 405)],
+    "models:hub": [only_boss("GET", 200)],
+    "models:hub-account": [only_boss("GET", 200)],
+    "models:downloads": [only_boss("GET", 200)],
+    "models:download-start": [only_boss("POST", 302)],
+    "models:download-pause": [only_boss("POST", 302)],
+    "models:download-resume": [only_boss("POST", 302)],
+    "models:download-cancel": [only_boss("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -151,6 +161,7 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
 from localllm.gateway.models import Experiment, Job, PromptTemplate
+from localllm.gateway.models import Download, Job
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -170,6 +181,8 @@ for number in range(%(number)d):
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
     batch = Batch.objects.create(job=job)
+    paused = Job.objects.create(kind="download", title="A file", state="paused")
+    Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -181,6 +194,7 @@ for number in range(%(number)d):
     ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
     ids["template"] = str(template.pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
+    rows["download"] = str(paused.pk)
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
@@ -242,6 +256,7 @@ def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
     known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})
