@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     dependencies = [
         ("chat", "0004_reasoning_ms"),
-        ("gateway", "0008_experiments"),
+        ("gateway", "0011_experiments"),
     ]
 
     operations = [
