@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def admins(method: str, status: int, **form: str) -> Row:
+    """Those with the permission; of these people only the admin."""
+    return Row(method, LOGIN, 403, status, 403, form)
+
+
 def public(method: str, status: int) -> Row:
     return Row(method, status, status, status, status)
 
@@ -67,6 +72,19 @@ TABLE: dict[str, list[Row]] = {
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
+    "models:show": [any_user("GET", 200)],
+    "models:load": [admins("POST", 302)],
+    "models:unload": [admins("POST", 302)],
+    "models:cancel-load": [admins("POST", 302)],
+    "models:make-default": [admins("POST", 302)],
+    "models:measure": [admins("POST", 302)],
+    "models:check": [admins("POST", 302)],
+    "models:settings": [admins("GET", 200), admins("POST", 400, n_ctx="0")],
+    "models:settings-fit": [admins("POST", 200)],
+    "models:replace": [admins("POST", 404)],
+    "models:roll-back": [admins("POST", 404)],
+    "models:remove-version": [admins("POST", 404)],
+    "models:delete": [admins("GET", 200), admins("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],

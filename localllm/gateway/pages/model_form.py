@@ -88,6 +88,10 @@ class ModelForm(forms.ModelForm):  # type: ignore[type-arg]
         return [self[name] for name in ANSWERS]
 
     @property
+    def has_changed_worker(self) -> bool:
+        return not set(LOADING).isdisjoint(self.changed_data)
+
+    @property
     def engine_settings(self) -> EngineSettings:
         """As they are filled in. Raises ValueError for those that contradict each other."""
         return EngineSettings(**{name: self.cleaned_data[name] for name in LOADING})
