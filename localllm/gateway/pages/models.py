@@ -277,7 +277,7 @@ def _usage(request: Request, model: LanguageModel) -> dict[str, Any]:
     context: dict[str, Any] = {"usage": usage, "usage_days": USAGE_DAYS}
     if request.user.has_perm("gateway.view_usagelog"):
         by_user = lately.values("user__username").annotate(num=Count("pk"), written=Sum("completion_tokens"))
-        context["usage_by_user"] = by_user.order_by(Count("pk").desc())[:NUM_USERS]
+        context["usage_by_user"] = by_user.order_by("-num")[:NUM_USERS]
         context["chats_by_user"] = model.num_conversations_by_user()[:NUM_USERS]
     return context
 
