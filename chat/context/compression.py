@@ -16,7 +16,8 @@ from weakref import WeakValueDictionary
 from chat.context import ledger
 from chat.context.ledger import Ledger
 from chat.models import Conversation, ConversationError, Message, Summary
-from localllm.gateway import completions, database, summaries
+from localllm.gateway import completions, database, serving, summaries
+from localllm.gateway.models.usage import subject
 from localllm.gateway.providers import local
 from localllm.inference.compression import Compressed, CompressionError, KeyFacts
 from localllm.inference.errors import ContextOverflow, ProviderError
@@ -41,7 +42,7 @@ async def make_room(reply: Message) -> AsyncGenerator[Loading | Progress]:
     """
     conversation = await database.read(_read, reply.conversation_id)
     plan = await database.read(conversation.context, reply.parent_id)
-    async with aclosing(local.load(plan.model.local())) as loading:
+    async with aclosing(serving.loading(plan.model)) as loading:
         async for event in loading:
             yield event
     window = (await local.info(plan.model.local())).window
@@ -89,7 +90,7 @@ async def _compress(conversation_id: UUID, again: bool) -> Summary:
 
 
 def _read(conversation_id: UUID) -> Conversation:
-    return Conversation.objects.select_related("model", "owner", "schema").get(pk=conversation_id)
+    return Conversation.objects.select_related("model", "owner", "schema", "template").get(pk=conversation_id)
 
 
 def _lock(conversation_id: UUID) -> asyncio.Lock:
@@ -165,7 +166,7 @@ async def _summarise(
     if not found:
         raise CompressionError("There is nothing to summarise: all older messages are pinned or left out.")
     model = await database.read(conversation.resolved_model)
-    version = await summaries.template("compression", model)
+    version = await summaries.template("compression", model, subject(conversation.pk))
     window = (await local.info(model.local())).window
     based_on = await database.read(lambda: conversation.summary_on(conversation.path(up_to_id)))
     known = previous.facts if previous else KeyFacts()

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from chat.context.plan import Plan, PlannedTurn
 from chat.models import Conversation, Message
-from localllm.gateway import database
+from localllm.gateway import database, serving
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 from localllm.gateway.summaries import LocalCounter
@@ -101,8 +101,7 @@ async def take(
     """
     plan, version, max_tokens = await database.read(_read, conversation, reply)
     messages = _sent(plan, draft, version)
-    host = local.loaded(plan.model.local())
-    if not loads and (host is None or host.state != "ready"):
+    if not loads and serving.state(plan.model).state != "ready":
         return _estimate(plan, draft, max_tokens)
     counter = LocalCounter(plan.model.local())
     by_message = await _count_messages(plan, counter)

@@ -145,7 +145,7 @@ async def _account(request: HttpRequest, conversation: Conversation, template: s
 
 async def _own(request: HttpRequest, id: UUID) -> Conversation:
     user = cast(User, await request.auser())
-    owned = Conversation.objects.owned_by(user).select_related("model", "schema", "owner")
+    owned = Conversation.objects.owned_by(user).select_related("model", "schema", "owner", "template")
     return await database.read(get_object_or_404, owned, pk=id)
 
 

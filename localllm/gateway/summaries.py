@@ -12,6 +12,7 @@ from contextlib import aclosing
 
 from localllm.gateway import completions, database
 from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.usage import subject
 from localllm.gateway.providers import local
 from localllm.inference import compression
 from localllm.inference import summarise as summarising
@@ -54,7 +55,9 @@ async def summarise(
     Progress events while parts are read, then the events of the final answer, the last one Finished. Close the
     iterator to cancel. `owner`, as in ChatRequest: whose turn in the queue it takes. Raises ProviderError.
     """
-    version = await template("summarization", model)
+    version = await template(
+        "summarization", model, subject(asker.conversation_id, asker.api_key.pk if asker.api_key else None)
+    )
     info = await local.info(model.local())
     params = SamplingParams(temperature=TEMPERATURE, stop=tuple(model.stop))
 
@@ -112,10 +115,10 @@ async def compress(
             yield item
 
 
-async def template(use_case: str, model: LanguageModel) -> PromptTemplateVersion:
+async def template(use_case: str, model: LanguageModel, subject: str = "") -> PromptTemplateVersion:
     """What `model` is asked with for a use case, as `PromptTemplate.objects.for_use` chooses it."""
     try:
-        return await database.read(PromptTemplate.objects.for_use, use_case, model)
+        return await database.read(PromptTemplate.objects.for_use, use_case, model, subject)
     except PromptTemplate.DoesNotExist as exc:
         raise ProviderError(f"{exc} Restore it in the administration.", permanent=True) from exc
 

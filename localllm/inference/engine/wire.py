@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -61,6 +61,10 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     messages: tuple[Message, ...]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Test yourself when there is nothing else to do. `Measured` follows, however late."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
@@ -107,6 +111,10 @@ class Previewed(msgspec.Struct, frozen=True, tag=True):
     id: int
     text: str
     num_tokens: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    speed: Speed
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -159,8 +167,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 Inquiry = Count | CountTexts | Preview  # generates nothing, and has one answer
 InquiryAnswer = Counted | CountedTexts | Previewed
-ToWorker = Load | Submit | Cancel | Inquiry | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Inquiry | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

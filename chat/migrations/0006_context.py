@@ -18,8 +18,8 @@ def reinstall_search(apps: Any, schema_editor: BaseDatabaseSchemaEditor) -> None
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("chat", "0004_reasoning_ms"),
-        ("gateway", "0007_shipped_templates"),
+        ("chat", "0005_prompt_templates"),
+        ("gateway", "0011_experiments"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
