@@ -106,9 +106,10 @@ async def cancel_load(model: LanguageModel) -> bool:
 async def make_default(model: LanguageModel) -> None:
     """Switch without a gap: it is loaded first, then it is the default, then the old one ends with its last reply.
 
-    Where both have no room, new requests wait until the old one has ended. Raises ProviderError, and changes
-    nothing, when it will not load.
+    Where both have no room, new requests wait until the old one has ended. Raises ModelError, or ProviderError when
+    it will not load, and then changes nothing.
     """
+    model.check_may_be_default()
     model = await current(model)
     before = await database.read(LanguageModel.objects.filter(is_default=True).exclude(pk=model.pk).first)
     has_room = await _load_if_room(model)

@@ -181,14 +181,18 @@ class LanguageModel(ModelFile):
 
     def make_default(self) -> None:
         """Raises ModelError."""
-        if self.is_embedding:
-            raise ModelError(f"{self} makes embeddings, so it cannot answer chats. Choose a model that writes.")
-        if not self.is_enabled:
-            raise ModelError(f"{self} is disabled. Enable it first.")
+        self.check_may_be_default()
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True
             self.save(update_fields=["is_default"])
+
+    def check_may_be_default(self) -> None:
+        """Raises ModelError where it cannot answer whoever chooses no model."""
+        if self.is_embedding:
+            raise ModelError(f"{self} makes embeddings, so it cannot answer chats. Choose a model that writes.")
+        if not self.is_enabled:
+            raise ModelError(f"{self} is disabled. Enable it first.")
 
     @property
     def is_measured(self) -> bool:

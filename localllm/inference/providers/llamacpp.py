@@ -18,6 +18,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.devices import gpu_bytes
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
@@ -28,7 +29,6 @@ from localllm.inference.memory import (
     Machine,
     Need,
     account,
-    gigabytes,
     peak_resident_bytes,
     resident_bytes,
     this_machine,
@@ -324,8 +324,8 @@ class LlamaCpp:
             return leaving
         if is_alone:
             raise ProviderError(
-                f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and all models together may "
-                f"take {gigabytes(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
+                f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and all models together may "
+                f"take {size(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
                 "smaller quantisation, or let models take a larger share of the memory.",
                 permanent=True,
             )
@@ -334,10 +334,10 @@ class LlamaCpp:
         raise self._no_room(worker, free, [other for other in others if other.is_busy])
 
     def _no_room(self, worker: _Worker, free: int, holders: list[_Worker]) -> NoRoom:
-        held = ", ".join(f"{each.model.label} ({gigabytes(each.held_bytes)})" for each in holders)
+        held = ", ".join(f"{each.model.label} ({size(each.held_bytes)})" for each in holders)
         return NoRoom(
-            f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and "
-            f"{gigabytes(max(0, free))} of the {gigabytes(self.budget_bytes)} for models can be had: "
+            f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and "
+            f"{size(max(0, free))} of the {size(self.budget_bytes)} for models can be had: "
             f"{held} {'is' if len(holders) == 1 else 'are'} in use. Try again later, or use another model.",
             retry_after_s=RETRY_AFTER_S,
         )
