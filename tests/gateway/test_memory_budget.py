@@ -35,7 +35,7 @@ def test_who_finds_no_room_gets_503_with_the_holder_and_a_time(small: Server) ->
         )  # type: ignore[call-overload]
         next(stream)
         small.pause()
-        with pytest.raises(openai.InternalServerError, match="starter .* is in use") as caught:
+        with pytest.raises(openai.InternalServerError, match=r"starter .* is in use") as caught:
             api.chat.completions.create(model="other", messages=MESSAGES)  # type: ignore[arg-type]
         assert (caught.value.status_code, caught.value.code) == (503, "insufficient_memory")
         assert int(caught.value.response.headers["Retry-After"]) > 0

@@ -21,7 +21,7 @@ from tests.inference.test_probe import with_template
 
 SETTINGS = EngineSettings(n_ctx=1024, num_slots=4)
 ONE = account(read_header(STARTER), SETTINGS, this_machine()).used_bytes
-LONG = SamplingParams(temperature=99.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=700, seed=1)
+LONG = SamplingParams(temperature=99.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=200, seed=1)
 
 
 @pytest.fixture
