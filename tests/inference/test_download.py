@@ -116,6 +116,7 @@ async def test_it_names_what_there_is_when_a_file_is_not_there(hub: HubServer) -
         ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "Q4_K_M"),
         ("q4/Llama-3.2-3B-UD-IQ2_XXS.gguf", "IQ2_XXS"),
         ("Q8_0/model-BF16-00001-of-00001.gguf", "BF16"),
+        ("UD-Q2_K_XL/model-00001-of-00001.gguf", "Q2_K_XL"),
         ("phi-3-mini.Q8_0.gguf", "Q8_0"),
         ("gpt-oss-MXFP4.gguf", "MXFP4"),
         ("Q.gguf", ""),

@@ -63,8 +63,8 @@ class HubFile:
 
     @property
     def quantisation(self) -> str:
-        """As its name says it, such as `Q4_K_M`; empty where it says none."""
-        found = QUANTISATION.findall(self.label.upper())
+        """As its name says it, or its folder, such as `Q4_K_M`; empty where neither does."""
+        found = QUANTISATION.findall(self.label.upper()) or QUANTISATION.findall(self.name.upper())
         return found[-1][0] if found else ""
 
 
