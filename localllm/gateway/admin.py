@@ -264,7 +264,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
     date_hierarchy = "created_at"
     list_select_related = ("user",)
-    exclude = ("prompt_ids", "output_ids")
+    exclude = ("messages", "prompt_ids", "output_ids")
     show_full_result_count = False
 
     @admin.display(description="tokens/s")
