@@ -118,6 +118,7 @@ async def test_it_names_what_there_is_when_a_file_is_not_there(hub: HubServer) -
         ("Q8_0/model-BF16-00001-of-00001.gguf", "BF16"),
         ("UD-Q2_K_XL/model-00001-of-00001.gguf", "Q2_K_XL"),
         ("phi-3-mini.Q8_0.gguf", "Q8_0"),
+        ("model-Q4_K_M_v2.gguf", "Q4_K_M"),
         ("gpt-oss-MXFP4.gguf", "MXFP4"),
         ("Q.gguf", ""),
         ("seq2_seq.gguf", ""),
