@@ -47,6 +47,7 @@ def any_user(method: str, status: int, **form: str) -> Row:
 
 
 def only_boss(method: str, status: int, **form: str) -> Row:
+    """Those with the permission; of these people only the admin."""
     return Row(method, LOGIN, 403, status, 403, form)
 
 
@@ -89,6 +90,19 @@ TABLE: dict[str, list[Row]] = {
     "prompts:trial-cancel": [own("POST", 302)],
     "prompts:trial-resume": [own("POST", 302)],
     "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
+    "models:show": [any_user("GET", 200)],
+    "models:load": [only_boss("POST", 302)],
+    "models:unload": [only_boss("POST", 302)],
+    "models:cancel-load": [only_boss("POST", 302)],
+    "models:make-default": [only_boss("POST", 302)],
+    "models:measure": [only_boss("POST", 302)],
+    "models:check": [only_boss("POST", 302)],
+    "models:settings": [only_boss("GET", 200), only_boss("POST", 400, n_ctx="0")],
+    "models:settings-fit": [only_boss("POST", 200)],
+    "models:replace": [only_boss("POST", 404)],
+    "models:roll-back": [only_boss("POST", 404)],
+    "models:remove-version": [only_boss("POST", 404)],
+    "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
     "models:catalogue": [any_user("GET", 200)],
     "models:catalogue-first": [any_user("GET", 200)],
     "models:catalogue-entry": [any_user("GET", 200)],

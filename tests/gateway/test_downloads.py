@@ -234,7 +234,7 @@ def test_the_command_downloads_without_a_server(hub: HubServer, tmp_path: Path) 
 
 
 def test_the_command_goes_on_after_ctrl_c(hub: HubServer, tmp_path: Path) -> None:
-    hub.pause_s = 0.05
+    hub.pause_s = 0.3
     command = start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
     wait_for(lambda: part_of(tmp_path) > 300_000)
     command.send_signal(signal.SIGINT)
