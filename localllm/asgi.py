@@ -22,7 +22,7 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import downloads, jobs, registration, serving
+from localllm.gateway import downloads, jobs, registration, serving, trials
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from schemas_app.batches import running as batches
@@ -66,7 +66,7 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await registration.register_configured(say)
         await serving.start(say)
         await live.resume_interrupted()
-        await jobs.runner.start({"batch": batches.run, "download": downloads.run})
+        await jobs.runner.start({"batch": batches.run, "download": downloads.run, "trial": trials.run})
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 

@@ -19,7 +19,15 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
 from localllm.gateway import downloads, jobs, model_files, serving
-from localllm.gateway.models import ApiKey, Download, FileVersion, LanguageModel, UsageLog
+from localllm.gateway.models import (
+    ApiKey,
+    Download,
+    FileVersion,
+    LanguageModel,
+    PromptTemplate,
+    PromptTemplateVersion,
+    UsageLog,
+)
 from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.pages.downloads import MAY_ADD
@@ -364,6 +372,45 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+class PromptTemplateVersionInline(admin.StackedInline):  # type: ignore[type-arg]
+    model = PromptTemplateVersion
+    fk_name = "template"
+    fields = readonly_fields = ("number", "created_by", "created_at", "note", "text")
+    extra = 0
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(PromptTemplate)
+class PromptTemplateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """To be read, and to find the pages where prompts are written, tried and taken back."""
+
+    list_display = ("name", "family", "use_case", "current", "is_shipped", "deleted_at")
+    list_filter = ("use_case", "family", "is_shipped")
+    search_fields = ("name", "family", "description", "versions__text")
+    list_select_related = ("current__template",)
+    inlines = (PromptTemplateVersionInline,)
+
+    def view_on_site(self, template: PromptTemplate) -> str:
+        return template.get_absolute_url()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
         return False
 
 

@@ -24,7 +24,7 @@ from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.errors import EngineDied, ProviderError
-from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message, Started, Usage
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
         engine_settings=msgspec.to_builtins(model.engine_settings),
         parameters=_parameters(request),
         seed=request.params.seed,
-        messages=pack_messages(request.messages),
+        messages=pack_messages((*request.messages, Message("assistant", request.prefix + record.text))),
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
         prompt_tokens=usage.prompt_tokens,

@@ -85,6 +85,10 @@ TABLE: dict[str, list[Row]] = {
     "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
     "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:experiment": [any_user("GET", 200)],
+    "prompts:trial-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:trial": [own("GET", 200)],
+    "prompts:trial-cancel": [own("POST", 302)],
+    "prompts:trial-resume": [own("POST", 302)],
     "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
     "models:show": [any_user("GET", 200)],
     "models:load": [only_boss("POST", 302)],
@@ -174,7 +178,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Experiment, Job, PromptTemplate
+from localllm.gateway.models import Experiment, Job, PromptTemplate, Trial
 from localllm.gateway.models import Download, Job
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
@@ -207,6 +211,8 @@ for number in range(%(number)d):
     shares = {template.current: 50, template.add_version("Good day"): 50}
     ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
     ids["template"] = str(template.pk)
+    tried = Job.objects.create(kind="trial", title="A trial", owner=chat.owner, state="paused")
+    ids["trial"] = str(Trial.objects.create(job=tried, version=template.current).pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     rows["download"] = str(paused.pk)
     made["conversations"].append({**rows, **ids})
@@ -269,7 +275,7 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
-    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
