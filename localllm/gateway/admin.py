@@ -19,7 +19,7 @@ from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.providers import local
 from localllm.gateway.registration import register
-from localllm.inference.errors import InferenceError
+from localllm.inference.errors import InferenceError, ModelRefused
 
 admin.site.site_header = "LocalLLM"
 admin.site.site_title = "LocalLLM admin"
@@ -124,7 +124,11 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if len(chosen := list(models)) != 1:
             self.message_user(request, f"Choose one model; {len(chosen)} are marked.", messages.ERROR)
             return
-        chosen[0].make_default()
+        try:
+            chosen[0].make_default()
+        except ModelRefused as exc:
+            self.message_user(request, str(exc), messages.ERROR)
+            return
         self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
 
     @admin.action(description="Unload from memory", permissions=["change"])

@@ -36,7 +36,14 @@ async def register(path: Path, *, name: str = "", make_default: bool = False, **
     path = path.expanduser().resolve()
     report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
     defaults.setdefault("description", _describe(report.header))
-    return await database.write(LanguageModel.objects.register, path, name=name, make_default=make_default, **defaults)
+    return await database.write(
+        LanguageModel.objects.register,
+        path,
+        name=name,
+        make_default=make_default,
+        is_embedding=report.header.is_embedding,
+        **defaults,
+    )
 
 
 async def register_configured(say: Callable[[str], None]) -> None:

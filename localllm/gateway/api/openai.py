@@ -50,7 +50,7 @@ async def retrieve_model(request: HttpRequest, name: str) -> dict[str, Any]:
 async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody) -> HttpResponseBase:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     asker = completions.Asker(source="api", user=key.user, api_key=key)
     asked = body.to_request(model, owner=f"user:{key.user_id}")
     answer = Answer(model, wanted=await response_format.wanted(body.response_format), is_streamed=bool(body.stream))

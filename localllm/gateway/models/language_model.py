@@ -11,6 +11,7 @@ from django.db import models, transaction
 from django.db.models import Q
 
 from localllm.inference.engine.settings import EngineSettings
+from localllm.inference.errors import ModelRefused, ProviderError
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.types import Message
 
@@ -25,15 +26,22 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
     def default(self) -> LanguageModel:
         return self.get(is_default=True)
 
-    def register(self, path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
+    def answering(self) -> LanguageModelQuerySet:
+        """Those that may be asked in a chat."""
+        return self.filter(is_enabled=True, is_embedding=False)
+
+    def register(
+        self, path: Path, *, name: str = "", make_default: bool = False, is_embedding: bool = False, **defaults: Any
+    ) -> LanguageModel:
         """Make or update the row of a file that has passed the probe; the file stays where it is."""
         path = path.resolve()
         row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
+        row.is_embedding = is_embedding
         row.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
         with transaction.atomic():
             row.name = row.name or self._free_name(name or path.stem)
             row.save()
-            if make_default or not self.filter(is_default=True).exists():
+            if make_default or not (is_embedding or self.filter(is_default=True).exists()):
                 row.make_default()
         return row
 
@@ -139,7 +147,17 @@ class LanguageModel(models.Model):
             return messages
         return (Message("system", self.system_prompt), *messages)
 
+    def check_answers(self) -> None:
+        """Raises ProviderError for a model that may not be asked in a chat."""
+        if self.is_embedding:
+            raise ProviderError(
+                f"{self} makes embeddings of texts and writes no answers. Choose another model.", permanent=True
+            )
+
     def make_default(self) -> None:
+        """Raises ModelRefused for one that does not answer."""
+        if self.is_embedding:
+            raise ModelRefused(f"{self} makes embeddings, so it cannot be the default model, which writes answers.")
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True

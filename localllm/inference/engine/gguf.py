@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path, PurePath
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, Literal, NamedTuple, NoReturn
 
 from localllm.inference.errors import ModelRefused
 
@@ -157,6 +157,22 @@ FILE_TYPES = {
 }
 _GUESSED = 1024  # a flag beside the file type
 
+# How the vectors of a text's tokens become one vector. "": this model writes instead.
+Pooling = Literal["", "mean", "cls", "last"]
+_POOLINGS: dict[int, Pooling] = {0: "", 1: "mean", 2: "cls", 3: "last"}
+_RANK = 4  # scores pairs of texts
+# They read a text in both directions, so nothing can be written with them.
+ENCODERS = (
+    *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+    *("gemma-embedding", "llama-embed"),
+)
+
+
+def pooling_of(architecture: str, number: int | None) -> Pooling | None:
+    """What `<architecture>.pooling_type` means; None for one that makes no vectors of texts."""
+    pooling = _POOLINGS.get(number or 0)
+    return "mean" if pooling == "" and architecture in ENCODERS else pooling
+
 
 _TYPES_BY_NAME = {type_.name: type_ for type_ in TENSOR_TYPES.values()}
 
@@ -201,8 +217,14 @@ class Header:
     tokenizer: str  # "gpt2", "llama", "bert", …
     add_bos: bool | None  # None: the tokenizer's own habit
     rope_scaling: str  # "yarn", "linear", "longrope"; "" for none
+    pooling: Pooling  # of an embedding model
     chat_template: str  # Jinja; "" for none
     tensors: tuple[Tensor, ...]
+
+    @property
+    def is_embedding(self) -> bool:
+        """Does it make vectors of texts, and no answers?"""
+        return bool(self.pooling)
 
     @property
     def num_kv_heads(self) -> int:
@@ -481,6 +503,7 @@ class _Parser:
             state_length=self._state_length(of, embedding_length),
             feed_forward_length=self._feed_forward_length(of),
             rope_scaling="" if scaling == "none" else _plain(scaling),
+            pooling=self._pooling(architecture),
             chat_template=self._text("tokenizer.chat_template"),
             tensors=tensors,
         )
@@ -519,6 +542,14 @@ class _Parser:
         dense = self._integer(of + "feed_forward_length", 0, MAX_WIDTH, default=0)
         experts = self._integer(of + "expert_used_count", 0, MAX_WIDTH, default=0)
         return max(dense, experts * self._integer(of + "expert_feed_forward_length", 0, MAX_WIDTH, default=dense))
+
+    def _pooling(self, architecture: str) -> Pooling:
+        number = self._integer(architecture + ".pooling_type", 0, 0xFFFF, default=0)
+        pooling = pooling_of(architecture, number)
+        if pooling is None:
+            kind = "scores pairs of texts (a reranker)" if number == _RANK else f"pools by the unknown way {number}"
+            self._refuse(f"it {kind}", "Choose a model that answers, or one that makes embeddings")
+        return pooling
 
     def _check_vocabulary(self) -> int:
         tokens = self._metadata.get("tokenizer.ggml.tokens")

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,10 +23,11 @@ from typing import Literal
 from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Loading, Message, ModelInfo
 
 log = logging.getLogger(__name__)
 
+Item = Event | Exception | int | tuple[Embedding, ...]
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -35,6 +36,7 @@ STEP_LIMIT_S = 180.0  # one batch takes so long: llama.cpp hangs
 RENDER_LIMIT_S = 2.0  # a chat template takes so long: it will not end
 FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.2, 30.0
 STEADY_AFTER_S = 60.0  # a worker that lived so long was no crash loop
+TEXTS_PER_MESSAGE = 64  # of one who wants embeddings; others come in between
 MAX_FAILED_LOADS = 3  # workers in a row that ended before they were ready: this model will not load
 PROJECT = Path(__file__).parents[3]
 # What a child that runs llama.cpp may see of the environment. Anything else may be a secret.
@@ -46,7 +48,7 @@ CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
 class Pending:
     """A request on its way; events arrive in `inbox`, an exception ends it."""
 
-    inbox: asyncio.Queue[Event | Exception | int] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Item] = field(default_factory=asyncio.Queue)
     rendering_since: float | None = None
 
 
@@ -100,13 +102,18 @@ class EngineHost:
         """Answer one request. Raises ProviderError, or EngineDied when the worker ended under it."""
         async for event in self._loading():
             yield event
+        if self.info and self.info.is_embedding:
+            raise ProviderError(
+                f"{self.path.name} makes embeddings of texts and writes no answers. Choose another model.",
+                permanent=True,
+            )
         async with self._open() as (id, pending):
             self._send(wire.Submit(id, request))
             while True:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, int)
+                assert not isinstance(item, int | tuple)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -116,12 +123,36 @@ class EngineHost:
     async def count(self, messages: tuple[Message, ...]) -> int:
         """Exact number of prompt tokens of `messages`, chat template included."""
         await self.wait_until_ready()
+        answer = await self._ask(lambda id: wire.Count(id, messages))
+        assert isinstance(answer, int)
+        return answer
+
+    async def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """A vector for each text, in their order. Raises ProviderError; ContextOverflow for one that is too long."""
+        info = await self.wait_until_ready()
+        if not info.is_embedding:
+            raise ProviderError(
+                f"{self.path.name} writes answers and makes no embeddings of texts. Choose an embedding model.",
+                permanent=True,
+            )
+        embeddings: list[Embedding] = []
+        for start in range(0, len(texts), TEXTS_PER_MESSAGE):
+            embeddings += await self._embed(tuple(texts[start : start + TEXTS_PER_MESSAGE]))
+        return embeddings
+
+    async def _embed(self, texts: tuple[str, ...]) -> tuple[Embedding, ...]:
+        answer = await self._ask(lambda id: wire.Embed(id, texts))
+        assert isinstance(answer, tuple)
+        return answer
+
+    async def _ask(self, question: Callable[[int], wire.ToWorker]) -> Item:
+        """What has one answer."""
         async with self._open() as (id, pending):
-            self._send(wire.Count(id, messages))
+            self._send(question(id))
             answer = await pending.inbox.get()
             if isinstance(answer, Exception):
                 raise answer
-            assert isinstance(answer, int)
+            del self._pending[id]  # nothing is left to cancel
             return answer
 
     @contextlib.asynccontextmanager
@@ -219,6 +250,8 @@ class EngineHost:
                 self._mark_rendering(id, None)
             case wire.Counted(id=id, num_tokens=count):
                 self._deliver(id, count)
+            case wire.Embedded(id=id, embeddings=embeddings):
+                self._deliver(id, embeddings)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)
             case wire.Failed(id=id, error=error):
@@ -231,7 +264,7 @@ class EngineHost:
         if pending := self._pending.get(id):
             pending.rendering_since = since
 
-    def _deliver(self, id: int, item: Event | Exception | int) -> None:
+    def _deliver(self, id: int, item: Item) -> None:
         if pending := self._pending.get(id):
             pending.inbox.put_nowait(item)
 

@@ -28,7 +28,7 @@ from localllm.inference.engine.host import PROJECT, child_environment
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import InferenceError, ModelRefused
+from localllm.inference.errors import InferenceError, ModelRefused, ProviderError
 from localllm.inference.types import Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ProbeReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     header: Header
     window: int  # tokens of one conversation, with the settings it was probed with
     load_s: float
-    tokens_per_s: float  # one stream, without the prompt; a first impression from a few tokens
+    tokens_per_s: float  # one stream, without the prompt, or one text; a first impression from a few tokens
     peak_memory_bytes: int  # resident, the mapped weights that were touched included
 
 
@@ -229,11 +229,14 @@ def _examine(path: Path, settings: EngineSettings, parent_pid: int, tell: Callab
     runner = Runner(path, settings)
     load_s = time.monotonic() - started
     tell(_Stage("decode"))
-    tokens_per_s = _decode(runner, path)
     info = runner.info
-    tell(_Stage("template"))
-    _limit_template()
-    _render(info)
+    if info.is_embedding:
+        tokens_per_s = _embed(runner, path)
+    else:
+        tokens_per_s = _decode(runner, path)
+        tell(_Stage("template"))
+        _limit_template()
+        _render(info)
     return ProbeReport(
         header=header,
         window=info.window,
@@ -260,6 +263,21 @@ def _decode(runner: Runner, path: Path) -> float:
         seq.num_computed = len(seq.tokens)
         seq.tokens += sample.tokens
     return (NUM_DECODED - 1) / (time.monotonic() - started)
+
+
+def _embed(runner: Runner, path: Path) -> float:
+    """Make vectors of two texts of different lengths; tokens per second of the second time."""
+    texts = [runner.tokenize(text, special=False, is_whole=True) for text in ("Hello.", "Hello, how are you?")]
+    texts = [text for text in texts if 0 < len(text) <= runner.window]
+    if not texts:
+        raise ModelRefused(f"{path.name} cannot be used: its vocabulary cannot spell a plain sentence.")
+    try:
+        runner.embed(texts)
+        started = time.monotonic()
+        runner.embed(texts[-1:])
+    except ProviderError as exc:
+        raise ModelRefused(f"{path.name} cannot be used: {exc}") from exc
+    return len(texts[-1]) / (time.monotonic() - started)
 
 
 def _render(info: ModelInfo) -> None:

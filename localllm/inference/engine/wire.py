@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -47,6 +47,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     messages: tuple[Message, ...]
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """These texts as vectors, please."""
+
+    id: int
+    texts: tuple[str, ...]
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
@@ -82,6 +89,13 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the texts."""
+
+    id: int
+    embeddings: tuple[Embedding, ...]
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -132,8 +146,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Embed | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Embedded | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Message
+from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
+from localllm.inference.types import ChatRequest, Embedding, Event, Message
 
 MEMORY_SHARE = 0.8  # of the machine's memory, for all loaded models together
+
+
+MAX_DEATHS = 3  # of the engine under the same texts; more, and they are likely the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,23 @@ class LlamaCpp:
 
     async def count(self, model: LocalModel, messages: tuple[Message, ...]) -> int:
         return await (await self.host(model)).count(messages)
+
+    async def embed(self, model: LocalModel, texts: Sequence[str]) -> list[Embedding]:
+        """A vector of length 1 for each text, in their order; made anew when the engine dies under it.
+
+        Raises ProviderError; ContextOverflow for a text that is too long, of which nothing is cut.
+        """
+        num_deaths = 0
+        while True:
+            try:
+                return await (await self.host(model)).embed(texts)
+            except ModelRefused as exc:
+                self._hosts.pop(model, None)
+                raise ProviderError(str(exc), permanent=True) from exc
+            except EngineDied:
+                num_deaths += 1
+                if num_deaths == MAX_DEATHS:
+                    raise
 
     async def host(self, model: LocalModel) -> EngineHost:
         """The running worker of `model`, started if need be. From the main thread's event loop only."""
