@@ -147,6 +147,15 @@ class LanguageModel(models.Model):
             return messages
         return (Message("system", self.system_prompt), *messages)
 
+    def inherited(self) -> dict[str, Any]:
+        """What another file of the same model takes over: how it is loaded and asked, licence and origin."""
+        names = (
+            *EngineSettings.__struct_fields__,
+            *("keep_alive_s", "repository", "licence", "system_prompt"),
+            *("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop"),
+        )
+        return {name: getattr(self, name) for name in names}
+
     def check_answers(self) -> None:
         """Raises ProviderError for a model that may not be asked in a chat."""
         if self.is_embedding:

@@ -232,6 +232,15 @@ class Header:
         return max(self.kv_heads)
 
 
+def parts(path: Path) -> list[Path]:
+    """All files of the model whose first one is `path`, as their names have it."""
+    match = SPLIT.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, count = match["stem"], match["count"]
+    return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of the file at `path`; raises ModelRefused with the reason.
 

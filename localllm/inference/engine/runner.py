@@ -1,4 +1,4 @@
-"""One loaded model: batch, decode, samplers, KV cache. The only file that imports llama_cpp.
+"""One loaded model: batch, decode, samplers, KV cache. Beside quantise.py the only file that imports llama_cpp.
 
 Knows token ids and slots; knows nothing of requests, text formats, queues or threads. Everything here
 is called from one thread, except `tokenize` and `piece`, which only read the vocabulary.

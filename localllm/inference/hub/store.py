@@ -1,4 +1,6 @@
-"""Where downloaded files lie: finished ones by their hash, unfinished ones beside them. Knows disks, not the hub.
+"""Where files lie that are the server's own: finished ones by their hash, unfinished ones beside them.
+
+Knows disks, not the hub.
 
 `<sha256>.gguf`; what people call a file is no business of its path. llama.cpp finds the parts of a split file by
 its own pattern of names in one folder, so those lie in a folder `<sha256>` under names of that pattern.
@@ -64,6 +66,19 @@ class Store:
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
 
+    def adopt(self, path: Path) -> tuple[Path, str]:
+        """Take over a whole file that lies in the folder; its place and SHA-256. The same file is kept once."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        place = self.folder / f"{sha256}.gguf"
+        if place.exists():
+            path.unlink()
+        else:
+            os.replace(path, place)
+        _sync(self.folder)
+        return place, sha256
+
     @asynccontextmanager
     async def alone(self) -> AsyncGenerator[None]:
         """Wait until no other process downloads into it."""
@@ -126,17 +141,21 @@ class Unfinished:
         os.fsync(self._file.fileno())
         os.replace(_unfinished(self._path), self._path)
         _etag_of(self._path).unlink(missing_ok=True)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self._path.parent)
 
     def delete(self) -> None:
         _delete_unfinished(self._path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def disk_error(exc: OSError, path: Path) -> HubError:
