@@ -22,12 +22,9 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, quantising, registration
-from localllm.gateway.models import LanguageModel
-from localllm.gateway.providers import local
+from localllm.gateway import downloads, jobs, quantising, registration, serving
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
-from localllm.inference.errors import ProviderError
 from schemas_app.batches import running as batches
 
 consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
@@ -67,7 +64,7 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
 
     async def start() -> None:
         await registration.register_configured(say)
-        await _preload(say)
+        await serving.start(say)
         await live.resume_interrupted()
         await jobs.runner.start({"batch": batches.run, "download": downloads.run, quantising.KIND: quantising.run})
 
@@ -76,14 +73,3 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
     serve(
         application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain, jobs.runner.drain]
     )
-
-
-async def _preload(say: Callable[[str], None]) -> None:
-    """Begin to load the default model; it goes on while the first page is asked for."""
-    try:
-        model = await database.read(LanguageModel.objects.default)
-        await local.host(model.local())
-    except LanguageModel.DoesNotExist:
-        say("There is no model yet: register one with `manage.py registermodel PATH`.")
-    except ProviderError as exc:
-        say(str(exc))

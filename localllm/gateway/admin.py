@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
+from localllm.gateway import serving
 from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
-from localllm.gateway.providers import local
 from localllm.gateway.registration import register
-from localllm.inference.errors import InferenceError, ModelRefused
+from localllm.inference import amounts
+from localllm.inference.errors import InferenceError
 
 admin.site.site_header = "LocalLLM"
 admin.site.site_title = "LocalLLM admin"
@@ -49,7 +52,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name", "title", "is_default", "is_enabled", "description", "size", "state")
     list_filter = ("is_enabled",)
     search_fields = ("name", "title", "path")
-    actions = ("make_default", "unload", "reload")
+    actions = ("make_default", "load", "cancel_load", "unload", "measure", "check_files")
     readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at")
     fieldsets = (
         (None, {"fields": ("name", "title", "is_enabled", "is_default", "state")}),
@@ -76,12 +79,12 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="size")
     def size(self, model: LanguageModel) -> str:
-        return f"{model.size_bytes / 1e9:.2f} GB" if model.size_bytes >= 1e8 else f"{model.size_bytes / 1e6:.1f} MB"
+        return amounts.size(model.size_bytes)
 
     @admin.display(description="state")
     def state(self, model: LanguageModel) -> str:
-        host = local.loaded(model.local())
-        return host.state if host else "not loaded"
+        now = serving.state(model)
+        return now.error if now.state == "refused" else "not loaded" if now.state == "stopped" else now.state
 
     def has_delete_permission(self, request: HttpRequest, obj: LanguageModel | None = None) -> bool:
         """The default model stays until there is another."""
@@ -125,32 +128,74 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             self.message_user(request, f"Choose one model; {len(chosen)} are marked.", messages.ERROR)
             return
         try:
-            chosen[0].make_default()
-        except ModelRefused as exc:
-            self.message_user(request, str(exc), messages.ERROR)
-            return
-        self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
+            async_to_sync(serving.make_default)(chosen[0])
+        except InferenceError as exc:
+            self.message_user(request, f"{chosen[0]} was not made the default model. {exc}", messages.ERROR)
+        else:
+            self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
 
     @admin.action(description="Unload from memory", permissions=["change"])
     def unload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
-            async_to_sync(local.unload)(model.local())
-        self.message_user(request, "Unloaded. Answers under way start anew where they stopped.", messages.SUCCESS)
+            async_to_sync(serving.unload)(model)
+        self.message_user(request, "Unloaded; what is answering, with its last reply.", messages.SUCCESS)
 
-    @admin.action(description="Load, or load again", permissions=["change"])
-    def reload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+    @admin.action(description="Load into memory", permissions=["change"])
+    def load(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
             try:
-                async_to_sync(_reload)(model)
+                async_to_sync(serving.load)(model)
             except InferenceError as exc:
                 self.message_user(request, str(exc), messages.ERROR)
             else:
-                self.message_user(request, f"{model} is loading.", messages.SUCCESS)
+                self.message_user(request, f"{model} is loading, or loaded already.", messages.SUCCESS)
 
+    @admin.action(description="Stop loading", permissions=["change"])
+    def cancel_load(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        cancelled = [model for model in models if async_to_sync(serving.cancel_load)(model)]
+        self.message_user(request, f"{len(cancelled)} stopped.", messages.SUCCESS)
 
-async def _reload(model: LanguageModel) -> None:
-    await local.unload(model.local())
-    await local.host(model.local())
+    @admin.action(description="Measure memory and speed", permissions=["change"])
+    def measure(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            try:
+                found = async_to_sync(serving.measure)(model)
+            except InferenceError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+            else:
+                self.message_user(
+                    request,
+                    f"{model} takes {amounts.size(found.measured_bytes)}, reads {found.prefill_per_s:.0f} and writes "
+                    f"{found.decode_per_s:.0f} tokens a second.",
+                    messages.SUCCESS,
+                )
+
+    @admin.action(description="Check the file against its SHA-256", permissions=["change"])
+    def check_files(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            try:
+                is_sound = model.check_file()
+            except OSError as exc:
+                self.message_user(request, f"The file of {model} cannot be read: {exc}.", messages.ERROR)
+                continue
+            if is_sound:
+                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
+            else:
+                self.message_user(
+                    request,
+                    f"The file of {model} is not the one that was registered: its SHA-256 is another. Put the old "
+                    "one back, or register it again.",
+                    messages.ERROR,
+                )
+
+    def delete_model(self, request: HttpRequest, obj: LanguageModel) -> None:
+        # Django holds a transaction open here, in which the verb that deletes the row too would wait for itself.
+        super().delete_model(request, obj)
+        transaction.on_commit(partial(async_to_sync(serving.unload), obj))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[LanguageModel]) -> None:
+        for model in queryset:
+            async_to_sync(serving.delete)(model)
 
 
 @admin.register(UsageLog)

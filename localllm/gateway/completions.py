@@ -19,7 +19,7 @@ from uuid import UUID
 import msgspec
 from django.contrib.auth.models import User
 
-from localllm.gateway import database
+from localllm.gateway import database, serving
 from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
 from localllm.gateway.models.usage import pack_ids
 from localllm.gateway.providers import local
@@ -41,6 +41,7 @@ class Asker:
     conversation_id: UUID | None = None
     message_id: UUID | None = None
     schema_version_id: UUID | None = None
+    template_version_id: UUID | None = None
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:
@@ -53,6 +54,7 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
     request = _with_seed(request)
     record = _Record()
     try:
+        model = await serving.current(model)
         async with aclosing(_survive(request, model, record)) as events:
             async for event in events:
                 record.note(event)
@@ -79,7 +81,7 @@ async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) 
     """The provider's events; when the engine dies, those of the next one that continues the text."""
     for num_deaths in range(1, MAX_DEATHS + 1):
         try:
-            async with aclosing(local.stream(model.local(), record.continued(request))) as events:
+            async with aclosing(serving.stream(model, record.continued(request))) as events:
                 async for event in events:
                     yield event
             return
@@ -146,14 +148,13 @@ class _Record:
 
 def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
     usage = record.usage()
-    host = local.loaded(model.local())
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
-        model=model,
+        model=LanguageModel.objects.filter(pk=model.pk).first(),  # it may have been deleted meanwhile
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,
-        engine_build=host.info.build if host and host.info else "",
+        engine_build=serving.state(model).build,
         engine_settings=msgspec.to_builtins(model.engine_settings),
         parameters=_parameters(request),
         seed=request.params.seed,

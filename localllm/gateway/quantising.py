@@ -16,6 +16,7 @@ from localllm.gateway.registration import register
 from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.engine.quantise import check, quantise
 from localllm.inference.errors import ModelRefused
+from localllm.inference.model_file import Stamp
 
 KIND = "quantise"
 
@@ -56,15 +57,18 @@ async def run(job: Job) -> None:
 
 
 async def _register(path: Path, sha256: str, model: LanguageModel, header: Header, recipe: str) -> LanguageModel:
-    stat = path.stat()
+    stamp = Stamp.of(path)
+    name = _renamed(model.name, header.quantisation, recipe)
     try:
         return await register(
             path,
-            name=_renamed(model.name, header.quantisation, recipe),
+            name=name,
+            file_name=f"{name}.gguf",
             title=_renamed(str(model), header.quantisation, recipe)[:200],
             sha256=sha256,
-            size_bytes=stat.st_size,
-            file_mtime_ns=stat.st_mtime_ns,
+            size_bytes=stamp.size_bytes,
+            file_mtime_ns=stamp.mtime_ns,
+            file_inode=stamp.inode,
             **model.inherited(),
         )
     except BaseException:  # refused, or cancelled

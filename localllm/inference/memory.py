@@ -17,12 +17,13 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
 from localllm.inference.engine.settings import EngineSettings
 
 Verdict = Literal["fits", "smaller context", "slow", "does not fit"]
 
-SHARE = 0.8  # of the machine's memory that models may take together
+SHARE = 0.8
 MIN_WINDOW = 1024  # tokens; with less there is no room for a question and its answer
 MAX_MISSING = 0.25  # of the weights; reading more than that from disk for each token is no use to anybody
 WINDOW_STEP = 256  # llama.cpp rounds a window up to a multiple of this
@@ -52,6 +53,11 @@ class Machine:
     total_bytes: int
     available_bytes: int
     cpu_flags: frozenset[str] = frozenset()
+    share: float = SHARE  # of its memory, for all models together
+
+    @property
+    def budget_bytes(self) -> int:
+        return int(self.total_bytes * self.share)
 
     @cached_property
     def repacked_types(self) -> frozenset[str]:
@@ -102,7 +108,7 @@ class Fit:
     machine: Machine
 
     def __str__(self) -> str:
-        need, room = _gb(self.need.used_bytes), _gb(self.room_bytes)
+        need, room = size(self.need.used_bytes), size(self.room_bytes)
         match self.verdict:
             case "fits":
                 return f"Fits: it needs {need} of the {room} that are free for models."
@@ -125,7 +131,7 @@ class Fit:
 
 def fit(header: Header, settings: EngineSettings, machine: Machine, *, loaded_bytes: int = 0) -> Fit:
     """Whether the machine has room for the model beside others, which hold `loaded_bytes` already."""
-    room = max(0, min(machine.available_bytes, int(machine.total_bytes * SHARE) - loaded_bytes))
+    room = max(0, min(machine.available_bytes, machine.budget_bytes - loaded_bytes))
     need = account(header, settings, machine)
     max_window = largest_window(header, settings, machine, room)
     return Fit(
@@ -162,6 +168,8 @@ def largest_window(header: Header, settings: EngineSettings, machine: Machine, r
 def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     """What the model takes, loaded with these settings."""
     window = settings.window(header.context_length)
+    if header.is_embedding:  # a batch is one window of texts, which share one cache
+        settings = replace(settings, num_slots=1, n_batch=window)
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
     return Need(
         window=window,
@@ -220,14 +228,16 @@ def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
 # The machine.
 
 
-def this_machine(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Machine:
+def this_machine(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), *, share: float = SHARE
+) -> Machine:
     """Memory as the kernel counts it now: page cache that can be dropped is available."""
     memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}
     total = memory.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = memory.get("MemAvailable", total)
     for limit, used in _limits(proc, cgroups):
         total, available = min(total, limit), min(available, limit - used)
-    return Machine(total_bytes=total, available_bytes=max(0, available), cpu_flags=_cpu_flags(proc))
+    return Machine(total_bytes=total, available_bytes=max(0, available), cpu_flags=_cpu_flags(proc), share=share)
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
@@ -267,5 +277,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory now; 0 where it is gone, or the system does not tell."""
+    fields = _read(Path(f"/proc/{pid}/statm")).split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0

@@ -11,8 +11,9 @@ from django.urls import reverse
 
 from localllm.gateway import completions, database
 from localllm.gateway.models import LanguageModel
+from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.registration import register
-from localllm.inference.errors import ModelRefused, ProviderError
+from localllm.inference.errors import ProviderError
 from localllm.inference.types import ChatRequest, Message
 from tests.gguf_files import bert
 
@@ -27,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 async def test_it_is_registered_as_what_it_is(path: Path) -> None:
     model = await register(path)
     assert (model.is_embedding, model.is_default) == (True, False)
-    with pytest.raises(ModelRefused, match="cannot be the default model"):
+    with pytest.raises(ModelError, match="cannot answer chats"):
         await register(path, make_default=True)
     assert not await database.read(LanguageModel.objects.filter(is_default=True).exists)
 

@@ -122,8 +122,8 @@ async def test_no_texts_make_no_vectors(host: EngineHost) -> None:
 async def test_it_outlives_the_death_of_its_worker(provider: LlamaCpp, tmp_path: Path) -> None:
     model = LocalModel(bert(tmp_path / "m.gguf"), SETTINGS)
     (before,) = await provider.embed(model, TEXTS[:1])
-    host = await provider.host(model)
-    assert host.pid is not None
+    host = provider.loaded(model)
+    assert host is not None and host.pid is not None
     asked = asyncio.create_task(provider.embed(model, TEXTS * 200))
     await asyncio.sleep(0)
     os.kill(host.pid, signal.SIGKILL)

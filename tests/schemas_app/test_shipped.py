@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from localllm.inference.json_schema.fields import from_schema
 from localllm.inference.json_schema.grammar import compile_schema
-from schemas_app.fields import from_schema
 from schemas_app.models import INPUT, Schema
 from schemas_app.shipped import Shipped, shipped
 

@@ -17,7 +17,7 @@ from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
 
-from localllm.gateway import completions, database
+from localllm.gateway import completions, database, serving
 from localllm.gateway.api import access, errors, response_format, sse
 from localllm.gateway.api.chat_request import ChatCompletionBody
 from localllm.gateway.models import ApiKey, LanguageModel
@@ -100,7 +100,7 @@ class Answer:
                         self.finished = event
                     yield event
         except ProviderError as exc:
-            is_loaded = local.loaded(self.model.local()) is not None
+            is_loaded = serving.state(self.model).is_loaded
             raise errors.from_provider(exc, is_loaded=is_loaded) from exc
 
     def _ask(self, asked: ChatRequest, asker: completions.Asker) -> AsyncGenerator[Event | StructuredResult]:
@@ -152,8 +152,7 @@ class Answer:
 
     @cached_property
     def _build(self) -> str | None:
-        host = local.loaded(self.model.local())
-        return host.info.build if host and host.info else None
+        return serving.state(self.model).build or None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

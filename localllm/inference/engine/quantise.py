@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.child import Child, how_it_ended, limit_memory
 from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.errors import ModelRefused
@@ -110,8 +111,8 @@ def _check_room(target: Path, size_bytes: int) -> None:
     free = shutil.disk_usage(target.parent).free
     if size_bytes + SPARE_BYTES > free:
         raise ModelRefused(
-            f"The smaller file takes {size_bytes / 1e9:.2f} GB, but the disk with {target.parent} has "
-            f"{free / 1e9:.2f} GB free, of which {SPARE_BYTES / 1e6:.0f} MB must stay free. "
+            f"The smaller file takes {size(size_bytes)}, but the disk with {target.parent} has "
+            f"{size(free)} free, of which {size(SPARE_BYTES)} must stay free. "
             "Delete what you do not need, or choose a smaller type."
         )
 
@@ -177,8 +178,8 @@ class _Log:
             self._num_tensors = int(tensor[2])
             if not self.is_dry:
                 self._tell(Progress(int(tensor[1]) - 1, self._num_tensors, self._size_bytes))
-        elif self.is_dry and (size := SIZE.search(line)):
-            self._size_bytes = int(float(size[1]) * (1 << 20))
+        elif self.is_dry and (found := SIZE.search(line)):
+            self._size_bytes = int(float(found[1]) * (1 << 20))
             self._tell(Progress(0, self._num_tensors, self._size_bytes))
 
 

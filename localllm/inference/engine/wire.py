@@ -56,6 +56,17 @@ class Embed(msgspec.Struct, frozen=True, tag=True):
     texts: tuple[str, ...]
 
 
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """What would the model see of these messages?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Test yourself when there is nothing else to do. `Measured` follows, however late."""
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -96,6 +107,20 @@ class Embedded(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     embeddings: tuple[Embedding, ...]
+
+
+class Previewed(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
+    num_tokens: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    """What the model takes and does. Tokens per second of one conversation; 0 where its window holds too few."""
+
+    peak_bytes: int  # resident, after a full batch
+    prefill_per_s: float
+    decode_per_s: float
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -146,8 +171,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Embed | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Embedded | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Embed | Measure | Ping
+FromWorker = (
+    Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Embedded | Measured | Told | Failed | Pong
+)
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

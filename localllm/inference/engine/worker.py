@@ -30,7 +30,7 @@ from localllm.inference.engine.sequence import Emit, Sequence
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
 from localllm.inference.reasoning import Phase, ReasoningParser
-from localllm.inference.types import ChatRequest, Embedding, Event, Finished, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Message, ModelInfo
 
 PR_SET_PDEATHSIG = 1
 UNTRIED_BYTES = 64 << 10  # a text of more is not even tokenized where it cannot fit
@@ -42,7 +42,7 @@ class Worker:
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
         self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
-        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Embed] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Preview | wire.Embed] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence | EmbedRequest] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class Worker:
         while True:
             for body in self._receive():
                 match wire.to_worker.decode(body):
-                    case wire.Submit() | wire.Count() | wire.Embed() as request:
+                    case wire.Submit() | wire.Count() | wire.Preview() | wire.Embed() as request:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
@@ -159,17 +159,23 @@ class Worker:
             message = self._requests.get()
             try:
                 match message:
-                    case wire.Count(id=id, messages=messages):
-                        rendered = self._render(id, ChatRequest(messages=messages))
-                        self._send(wire.Counted(id, len(self._tokenize(rendered)[0])))
-                    case wire.Embed(id=id, texts=texts):
-                        self._embed(id, texts)
                     case wire.Submit(id=id, request=request):
                         self._submit(id, request)
+                    case wire.Count(id=id, messages=messages):
+                        self._send(wire.Counted(id, self._preview(id, messages)[1]))
+                    case wire.Preview(id=id, messages=messages):
+                        self._send(wire.Previewed(id, *self._preview(id, messages)))
+                    case wire.Embed(id=id, texts=texts):
+                        self._embed(id, texts)
             except InferenceError as exc:
                 self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
                 self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
+
+    def _preview(self, id: int, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """The prompt of a conversation, and how many tokens it has."""
+        rendered = self._render(id, ChatRequest(messages=messages))
+        return rendered.text, len(self._tokenize(rendered)[0])
 
     def _submit(self, id: int, request: ChatRequest) -> None:
         rendered = self._render(id, request)

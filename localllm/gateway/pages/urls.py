@@ -1,0 +1,21 @@
+"""The addresses of models. Those of one model begin with `installed/`, so that no name hides another page."""
+
+from django.urls import path
+
+from localllm.gateway.pages import catalogue, downloads, hub, models
+
+app_name = "models"
+urlpatterns = [
+    path("", models.index, name="index"),
+    path("catalogue/", catalogue.index, name="catalogue"),
+    path("catalogue/first/", catalogue.first, name="catalogue-first"),
+    path("catalogue/<slug:slug>/", catalogue.entry, name="catalogue-entry"),
+    path("catalogue/<slug:slug>/get/", catalogue.get, name="catalogue-get"),
+    path("hub/", hub.index, name="hub"),
+    path("hub/account/", hub.account, name="hub-account"),
+    path("downloads/", downloads.index, name="downloads"),
+    path("downloads/start/", downloads.start, name="download-start"),
+    path("downloads/<uuid:job_id>/pause/", downloads.pause, name="download-pause"),
+    path("downloads/<uuid:job_id>/resume/", downloads.resume, name="download-resume"),
+    path("downloads/<uuid:job_id>/cancel/", downloads.cancel, name="download-cancel"),
+]
