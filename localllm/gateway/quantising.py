@@ -11,8 +11,9 @@ from django.db.models import F
 
 from localllm.gateway import database, jobs
 from localllm.gateway.downloads import store
-from localllm.gateway.models import Job, LanguageModel
+from localllm.gateway.models import FileVersion, Job, LanguageModel
 from localllm.gateway.registration import register
+from localllm.inference import model_file
 from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.engine.quantise import check, quantise
 from localllm.inference.errors import ModelRefused
@@ -47,11 +48,14 @@ async def run(job: Job) -> None:
     recipe = check(header, job.parameters["recipe"])
     target = store().folder / f"{job.pk}.quantised"
     target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob("*.quantised"):  # of a process that was killed: no other is at it now
+        leftover.unlink()
     async with aclosing(quantise(source, target, recipe)) as steps:
         async for step in steps:
             if not await database.store(job.advance, step.num_done, step.num_tensors):
                 return
-    path, sha256 = await asyncio.to_thread(store().adopt, target)
+    sha256 = await asyncio.to_thread(model_file.sha256, target)
+    path = await asyncio.to_thread(store().adopt, target, sha256)
     made = await _register(path, sha256, model, header, recipe)
     await database.store(_complete, job, made)
 
@@ -72,7 +76,7 @@ async def _register(path: Path, sha256: str, model: LanguageModel, header: Heade
             **model.inherited(),
         )
     except BaseException:  # refused, or cancelled
-        if not await database.read(LanguageModel.objects.filter(path=str(path)).exists):
+        if not await database.read(FileVersion.objects.filter(path=str(path)).exists):
             path.unlink()
         raise
 

@@ -5,6 +5,7 @@ from localllm.gateway.models.download import Download
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.upload import Upload
 from localllm.gateway.models.usage import UsageLog
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "LanguageModel",
     "PromptTemplate",
     "PromptTemplateVersion",
+    "Upload",
     "UsageLog",
 ]

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from localllm.gateway.pages import catalogue, downloads, hub, models
+from localllm.gateway.pages import catalogue, downloads, hub, models, uploads
 
 app_name = "models"
 urlpatterns = [
@@ -18,4 +18,10 @@ urlpatterns = [
     path("downloads/<uuid:job_id>/pause/", downloads.pause, name="download-pause"),
     path("downloads/<uuid:job_id>/resume/", downloads.resume, name="download-resume"),
     path("downloads/<uuid:job_id>/cancel/", downloads.cancel, name="download-cancel"),
+    path("own/", uploads.index, name="uploads"),
+    path("own/register/", uploads.register, name="register"),
+    path("own/uploads/", uploads.begin, name="upload-begin"),
+    path("own/uploads/<uuid:upload_id>/", uploads.status, name="upload-status"),
+    path("own/uploads/<uuid:upload_id>/chunk/", uploads.chunk, name="upload-chunk"),
+    path("own/uploads/<uuid:upload_id>/cancel/", uploads.cancel, name="upload-cancel"),
 ]

@@ -241,6 +241,14 @@ def parts(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
+def check_name(path: Path) -> None:
+    """Raises ModelRefused where it has bytes that are no text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        raise ModelRefused(f"{str(path)!r} is no path in UTF-8. Rename the file or its folder.") from exc
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of the file at `path`; raises ModelRefused with the reason.
 
@@ -249,6 +257,20 @@ def read_header(path: Path) -> Header:
     first = _parse(path)
     others = [_parse(path.with_name(name)) for name in first.names_of_others()]
     return first.header(others)
+
+
+def read_beginning(path: Path, size: int, name: str) -> Header | None:
+    """The header of a file that is to have this size and name, of which `path` holds the beginning.
+
+    None while the header is not whole. Raises ModelRefused.
+    """
+    with path.open("rb", buffering=0) as file:
+        parser = _Parser(file, size, PurePath(name), is_beginning=True)
+        try:
+            parser.parse()
+        except _NeedsMore:
+            return None
+        return parser.header([])
 
 
 async def fetch_header(read: Callable[[int, int, int], Awaitable[bytes]], *, sizes: Sequence[int], name: str) -> Header:
@@ -288,6 +310,7 @@ async def _fetch(read: Callable[[int, int, int], Awaitable[bytes]], part: int, s
 
 @contextmanager
 def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    check_name(path)
     # Non-blocking, so that opening a named pipe does not wait for a writer.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

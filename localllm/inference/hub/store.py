@@ -46,13 +46,20 @@ class Store:
         """Raises HubError where the disk does not hold what is missing."""
         try:
             self.path(file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise disk_error(exc, self.folder) from exc
+        self.check_room(file.name, file.size_bytes - self.num_bytes(file))
+
+    def check_room(self, name: str, missing: int) -> None:
+        """Raises HubError where the disk does not hold so many more bytes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as exc:
             raise disk_error(exc, self.folder) from exc
-        missing = file.size_bytes - self.num_bytes(file)
         if missing and missing + SPARE_BYTES > free:
             raise HubError(
-                f"{file.name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
+                f"{name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
                 f"{size(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
                 "LOCALLLM_HOME.",
                 permanent=True,
@@ -67,18 +74,20 @@ class Store:
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
 
-    def adopt(self, path: Path) -> tuple[Path, str]:
-        """Take over a whole file that lies in the folder; its place and SHA-256. The same file is kept once."""
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+    def adopt(self, path: Path, sha256: str) -> Path:
+        """Put a whole file of the folder in its place, which is returned. The same file is kept once.
+
+        It may have been put there before. Raises OSError.
+        """
         place = self.folder / f"{sha256}.gguf"
         if place.exists():
-            path.unlink()
-        else:
-            os.replace(path, place)
+            path.unlink(missing_ok=True)
+            return place
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, place)
         _sync(self.folder)
-        return place, sha256
+        return place
 
     def remove(self, path: Path) -> None:
         """Delete a finished file with all its parts. What lies elsewhere, or is not named by a hash, stays."""
