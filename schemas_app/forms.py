@@ -113,9 +113,14 @@ class SchemaForm(forms.ModelForm):  # type: ignore[type-arg]
         if "text" in cleaned:
             for problem in _problems(cleaned["text"], cleaned.get("examples") or []):
                 self.add_error("examples", problem)
-        if "name" in cleaned and not cleaned.get("slug") and "slug" not in self.errors:
-            cleaned["slug"] = self.instance.slug or Schema.objects.free_slug(cleaned["name"])
+        if not cleaned.get("slug") and "slug" not in self.errors:
+            cleaned["slug"] = self.instance.slug
         return cleaned
+
+    def save(self, commit: bool = True) -> Schema:
+        """In the transaction that stores it, so that of two schemas of one name each finds a slug."""
+        self.instance.slug = self.instance.slug or Schema.objects.free_slug(self.instance.name)
+        return cast(Schema, super().save(commit))
 
     def add_version(self, author: User) -> SchemaVersion | None:
         """The next version of the saved schema; None when it would say the same as the last."""

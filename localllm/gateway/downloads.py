@@ -66,11 +66,13 @@ async def _queue(repository: Repository, file: HubFile, user: User | None, defau
     return row
 
 
-async def cancel(row: Download) -> None:
-    """Stop it for good and remove what came. What is complete stays."""
-    if await database.write(row.job.cancel):
-        jobs.runner.wake()
-        await _discard(row)
+async def cancel(row: Download) -> bool:
+    """Stop it for good and remove what came. What is complete stays: then it is False."""
+    if not await database.write(row.job.cancel):
+        return False
+    jobs.runner.wake()
+    await _discard(row)
+    return True
 
 
 async def run(job: Job) -> None:

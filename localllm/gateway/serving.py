@@ -111,6 +111,7 @@ async def make_default(model: LanguageModel) -> None:
     Where both have no room, new requests wait until the old one has ended. Raises ProviderError, and changes
     nothing, when it will not load.
     """
+    model.check_may_be_default()
     model = await current(model)
     before = await database.read(LanguageModel.objects.filter(is_default=True).exclude(pk=model.pk).first)
     has_room = await _load_if_room(model)

@@ -281,3 +281,13 @@ def resident_bytes(pid: int) -> int:
     """What a process has in memory now; 0 where it is gone, or the system does not tell."""
     fields = _read(Path(f"/proc/{pid}/statm")).split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The most that a process ever had in memory; 0 where it is gone, or the system does not tell."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{pid}/status")), re.M)
+    return int(match[1]) << 10 if match else 0
+
+
+def gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -140,6 +140,13 @@ class Embedding(msgspec.Struct, frozen=True):
     num_tokens: int  # of the text, with those that the model puts around it
 
 
+class Speed(msgspec.Struct, frozen=True):
+    """Of one conversation, in tokens per second; 0 where it was not measured."""
+
+    prefill_per_s: float
+    decode_per_s: float
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded model turned out to be. Sizes in bytes, lengths in tokens."""
 

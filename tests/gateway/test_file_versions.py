@@ -113,5 +113,5 @@ def test_the_starter_keeps_its_file(model: LanguageModel) -> None:
 
 def test_models_of_an_older_database_get_their_first_version() -> None:
     old = LanguageModel.objects.create(name="old", path="/models/old.gguf", sha256="ab", size_bytes=1, file_mtime_ns=1)
-    import_module("localllm.gateway.migrations.0008_file_versions").give_each_model_its_first_version(apps, None)
+    import_module("localllm.gateway.migrations.0010_file_versions").give_each_model_its_first_version(apps, None)
     assert FileVersion.objects.get().name == "old.gguf" and old.current_file.sha256 == "ab"

@@ -109,6 +109,41 @@ async def test_it_names_what_there_is_when_a_file_is_not_there(hub: HubServer) -
         await hub.client().find_file(REPO, "other.gguf")
 
 
+@pytest.mark.parametrize(
+    ("name", "quantisation"),
+    [
+        ("Qwen_Qwen3-8B-Q4_K_M.gguf", "Q4_K_M"),
+        ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "Q4_K_M"),
+        ("q4/Llama-3.2-3B-UD-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("Q8_0/model-BF16-00001-of-00001.gguf", "BF16"),
+        ("phi-3-mini.Q8_0.gguf", "Q8_0"),
+        ("gpt-oss-MXFP4.gguf", "MXFP4"),
+        ("Q.gguf", ""),
+        ("seq2_seq.gguf", ""),
+    ],
+)
+async def test_it_reads_the_quantisation_off_the_name(hub: HubServer, name: str, quantisation: str) -> None:
+    hub.files = {name: STARTER}
+    (file,) = (await hub.client().repository(REPO)).files
+    assert file.quantisation == quantisation
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ({"license": "apache-2.0"}, "apache-2.0"),
+        ({"license": "other", "license_name": "qwen-research"}, "qwen-research"),
+        ({"license": ["mit", "gpl"]}, "['mit', 'gpl']"),
+        ({"license": "mit\n\x00"}, ""),
+        ({"license": "x" * 1000}, "x" * 100),
+        ({}, ""),
+    ],
+)
+async def test_it_says_the_licence_of_the_model_card(hub: HubServer, card: dict[str, object], licence: str) -> None:
+    hub.card = card
+    assert (await hub.client().repository(REPO)).licence == licence
+
+
 @pytest.mark.parametrize("sha256", ["../../x", "", "A" * 64, "0" * 63])
 async def test_it_does_not_offer_what_has_no_proper_hash(hub: HubServer, sha256: str) -> None:
     hub.promised["model.gguf"] = sha256

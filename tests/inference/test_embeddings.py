@@ -149,3 +149,9 @@ async def test_it_writes_no_answers(host: EngineHost) -> None:
 async def test_a_model_that_answers_makes_no_vectors(provider: LlamaCpp) -> None:
     with pytest.raises(ProviderError, match="makes no embeddings"):
         await provider.embed(LocalModel(STARTER, SETTINGS), ["hello"])
+
+
+async def test_it_measures_its_speed_beside_requests(host: EngineHost) -> None:
+    await host.wait_until_ready()
+    speed, texts = await asyncio.gather(host.measure(), host.embed(TEXTS * 10))
+    assert speed.prefill_per_s > 0 and len(texts) == 40

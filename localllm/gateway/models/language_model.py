@@ -206,12 +206,16 @@ class LanguageModel(ModelFile):
                 f"{self} makes embeddings of texts and writes no answers. Choose another model.", permanent=True
             )
 
-    def make_default(self) -> None:
-        """Raises ModelError."""
+    def check_may_be_default(self) -> None:
+        """Raises ModelError for one that could not answer whoever asks for no model by name."""
         if self.is_embedding:
             raise ModelError(f"{self} makes embeddings, so it cannot answer chats. Choose a model that writes.")
         if not self.is_enabled:
             raise ModelError(f"{self} is disabled. Enable it first.")
+
+    def make_default(self) -> None:
+        """Raises ModelError."""
+        self.check_may_be_default()
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, cast
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib import messages
@@ -45,13 +46,16 @@ def index(request: HttpRequest) -> HttpResponse:
 async def start(request: HttpRequest) -> HttpResponse:
     """A file of a repository, to be loaded as the form says."""
     repo, name, commit = [request.POST.get(key, "") for key in ("repo", "file", "commit")]
-    form = LoadingForm(request.POST)
-    try:
-        user = cast(User, await request.auser())
-        await downloads.request(repo, name, revision=commit or "main", user=user, **form.given)
-    except HubError as exc:
-        messages.error(request, str(exc))
-        return redirect(f"{reverse('models:hub')}?repo={repo}")
+    form, user = LoadingForm(request.POST), cast(User, await request.auser())
+    problem = form.fault
+    if not problem:
+        try:
+            await downloads.request(repo, name, revision=commit or "main", user=user, **form.given)
+        except HubError as exc:
+            problem = str(exc)
+    if problem:
+        messages.error(request, problem)
+        return redirect(f"{reverse('models:hub')}?{urlencode({'repo': repo, 'file': name})}")
     return redirect("models:downloads")
 
 

@@ -8,17 +8,15 @@ from django import forms
 
 from localllm.gateway.models import LanguageModel
 from localllm.inference.engine.gguf import MAX_CONTEXT
-from localllm.inference.engine.settings import EngineSettings
 
 MAX_SLOTS = 64
-USUAL = EngineSettings()
 
 
 class LoadingForm(forms.Form):
     """How a file that is not here yet would be loaded."""
 
     n_ctx = forms.IntegerField(label="Context window", min_value=1, max_value=MAX_CONTEXT, required=False)
-    num_slots = forms.IntegerField(label="Conversations at once", min_value=1, max_value=MAX_SLOTS, required=False)
+    num_slots = forms.IntegerField(label="Conversations", min_value=1, max_value=MAX_SLOTS, required=False)
     kv_type = forms.ChoiceField(label="KV cache", required=False)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -27,9 +25,10 @@ class LoadingForm(forms.Form):
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was said, as far as it is valid; the rest is as usual."""
-        return {name: value for name, value in self.cleaned_data.items() if value} if self.is_bound else {}
+        """Of a form that was checked: what was said. The rest is as usual."""
+        return {name: value for name, value in self.cleaned_data.items() if value}
 
     @property
     def fault(self) -> str:
+        """What is wrong, in words; empty where nothing is."""
         return " ".join(f"{self.fields[name].label}: {errors[0]}" for name, errors in self.errors.items())

@@ -81,11 +81,17 @@ class ModelForm(forms.ModelForm):  # type: ignore[type-arg]
 
     @property
     def loading(self) -> list[forms.BoundField]:
-        return [self[name] for name in (*LOADING, *STAYING)]
+        """What is on or off comes last, in a row of its own."""
+        fields = [self[name] for name in (*LOADING, *STAYING)]
+        return sorted(fields, key=lambda field: isinstance(field.field, forms.BooleanField))
 
     @property
     def answers(self) -> list[forms.BoundField]:
         return [self[name] for name in ANSWERS]
+
+    @property
+    def has_changed_worker(self) -> bool:
+        return not set(LOADING).isdisjoint(self.changed_data)
 
     @property
     def engine_settings(self) -> EngineSettings:

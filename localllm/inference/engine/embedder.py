@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from localllm.inference.engine.runner import TEXTS_PER_BATCH, Runner
+from localllm.inference.engine.runner import TEXTS_PER_BATCH, Interrupted, Runner
 from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError
-from localllm.inference.types import Embedding
+from localllm.inference.types import Embedding, Speed
 
 
 @dataclass(eq=False, slots=True)
@@ -38,13 +38,19 @@ class Embedder:
         self.step_started_at: float | None = None  # monotonic; None between steps
         self._runner = runner
         self._flush = flush
-        self._inbox: queue.SimpleQueue[EmbedRequest] = queue.SimpleQueue()
-        self._requests: deque[EmbedRequest] = deque()  # none without a text that is left
+        self._inbox: queue.SimpleQueue[EmbedRequest | None] = queue.SimpleQueue()
+        self._requests: deque[EmbedRequest] = deque()
         self._spinning = Spinning(runner.num_threads)
+        self._tell_speed: Callable[[Speed], None] | None = None  # a self-test is due
 
     def submit(self, request: EmbedRequest) -> None:
         """From any thread."""
         self._inbox.put(request)
+
+    def measure(self, tell: Callable[[Speed], None]) -> None:
+        """Test yourself as soon as there is nothing else to do. From any thread."""
+        self._tell_speed = tell
+        self._inbox.put(None)
 
     # Everything below runs in the engine thread
 
@@ -53,26 +59,44 @@ class Embedder:
             self._receive()
             self.step()
             self._flush()
+            if self._tell_speed and not self._requests:
+                self._test(self._tell_speed)
 
     def warm_up(self) -> None:
         """Compute one text, so that the first user does not wait for pages and buffers."""
         self._runner.embed([self._runner.tokenize("Hello", special=False, is_whole=True)])
 
+    def _test(self, tell: Callable[[Speed], None]) -> None:
+        """Fill the window once. Whoever asks for something meanwhile goes first; then it is done anew."""
+        words = self._runner.tokenize("Hello, how are you?", special=False)
+        text = (words * self._runner.window)[: self._runner.window]
+        speed = Speed(0.0, 0.0)
+        self.step_started_at = started = time.monotonic()
+        try:
+            with self._runner.interruptible(lambda: not self._inbox.empty()):
+                self._runner.embed([text])
+            speed = Speed(len(text) / (time.monotonic() - started), 0.0)
+        except Interrupted:
+            return
+        except ProviderError:  # whoever asks next is told the same
+            pass
+        finally:
+            self.step_started_at = None
+        self._tell_speed = None
+        tell(speed)
+
     def _receive(self) -> None:
         """Take in what has arrived; sleep only when there is nothing to compute."""
         while True:
-            is_idle = not self._requests
+            is_idle = not self._requests and not self._tell_speed
             try:
                 request = self._inbox.get(block=is_idle)
             except queue.Empty:
                 return
             if is_idle:
                 self._spinning.rest()
-            if request.texts:
+            if request is not None:
                 self._requests.append(request)
-            else:
-                request.emit(())
-                self._flush()
 
     def step(self) -> None:
         """Compute one batch, and answer those whose texts are all done."""

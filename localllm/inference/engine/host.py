@@ -23,7 +23,7 @@ from typing import Literal
 from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Loading, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Loading, Message, ModelInfo, Speed
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class EngineHost:
         self._started_at = self._last_heard = 0.0  # of this worker
         self._was_ready = False
         self._stopped_because = ""
-        self._measurement: asyncio.Future[wire.Measured] | None = None
+        self._measurement: asyncio.Future[Speed] | None = None
 
     @property
     def num_requests(self) -> int:
@@ -171,8 +171,8 @@ class EngineHost:
             self._pending.pop(id, None)  # nothing is left to cancel
             return answer
 
-    async def measure(self) -> wire.Measured:
-        """Memory and speed, measured as soon as no request is under way. Raises EngineDied."""
+    async def measure(self) -> Speed:
+        """Measured as soon as no request is under way; then it has computed a full batch. Raises EngineDied."""
         await self.wait_until_ready()
         if self._measurement is None:
             self._measurement = asyncio.get_running_loop().create_future()
@@ -280,9 +280,9 @@ class EngineHost:
                 self._deliver(id, event)
             case wire.Failed(id=id, error=error):
                 self._end(id, error)
-            case wire.Measured():
+            case wire.Measured(speed=speed):
                 if self._measurement is not None:
-                    self._measurement.set_result(message)
+                    self._measurement.set_result(speed)
                     self._measurement = None
             case wire.Pong(step_s=step_s):
                 if step_s is not None and step_s > STEP_LIMIT_S:

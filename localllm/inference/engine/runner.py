@@ -8,7 +8,8 @@ Works on llama.cpp's low-level functions: `llama_cpp.Llama` decodes one request 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,11 @@ TEXTS_PER_BATCH = 64  # of an embedding model; llama.cpp takes 256 sequences at 
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
+ABORTED = 2  # of llama_decode
+
+
+class Interrupted(Exception):
+    """The batch was given up half-way; its sequence must leave the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +336,8 @@ class Runner:
         """
         rows = self._batch.fill(slices)
         code = llama.llama_decode(self._context, self._batch.struct)
+        if code == ABORTED:
+            raise Interrupted
         if code:
             raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
         return [None if row is None else self._sample(piece, row) for piece, row in zip(slices, rows, strict=True)]
@@ -343,6 +351,8 @@ class Runner:
         if self._memory:
             llama.llama_memory_clear(self._memory, False)
         code = llama.llama_decode(self._context, self._batch.struct)
+        if code == ABORTED:
+            raise Interrupted
         if code:
             raise ProviderError(f"llama.cpp could not compute embeddings (code {code}): {self._log.last_error}")
         return [self._vector(seq_id) for seq_id in range(len(texts))]
@@ -355,6 +365,16 @@ class Runner:
         if not length > 0 or not np.isfinite(length):
             raise ProviderError("The model makes no vector of this text: it computes to no number.", permanent=True)
         return tuple((vector / length).tolist())
+
+    @contextmanager
+    def interruptible(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
+        """Within the block, `run` raises Interrupted soon after `is_wanted`, which is asked all the time."""
+        callback = llama.ggml_abort_callback(lambda _: is_wanted())
+        llama.llama_set_abort_callback(self._context, callback, None)
+        try:
+            yield
+        finally:
+            llama.llama_set_abort_callback(self._context, llama.ggml_abort_callback(), None)
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Raw logits, shape (vocab_size,), of one row of the last batch. Valid until the next `run`."""

@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -116,11 +116,7 @@ class Previewed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Measured(msgspec.Struct, frozen=True, tag=True):
-    """What the model takes and does. Tokens per second of one conversation; 0 where its window holds too few."""
-
-    peak_bytes: int  # resident, after a full batch
-    prefill_per_s: float
-    decode_per_s: float
+    speed: Speed
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):

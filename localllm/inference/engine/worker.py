@@ -119,6 +119,8 @@ class Worker:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
+                    case wire.Measure():
+                        self._loop.measure(lambda speed: self._send(wire.Measured(speed)))
                     case wire.Ping():
                         started = self._loop.step_started_at
                         self._send(wire.Pong(None if started is None else time.monotonic() - started))

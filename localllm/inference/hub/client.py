@@ -50,7 +50,7 @@ class Hub:
         except HFValidationError as exc:
             raise HubError(f"{repo!r} is no name of a repository: write it as owner/name.", permanent=True) from exc
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
-        async with self._get(f"{url}?blobs=true", f"{repo} at {revision}") as response:
+        async with self._get(f"{url}?blobs=true", f"repository {repo} at {revision}") as response:
             return repository(repo, await _listing(response, repo))
 
     async def find_file(self, repo: str, name: str, revision: str = "main") -> HubFile:

@@ -16,12 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from localllm.inference.amounts import size
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, InferenceError, ModelRefused, NoRoom, ProviderError
-from localllm.inference.memory import SHARE, Need, account, resident_bytes, this_machine
+from localllm.inference.memory import SHARE, Need, account, gigabytes, peak_resident_bytes, resident_bytes, this_machine
 from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
@@ -154,6 +153,7 @@ class LlamaCpp:
             return await worker.host.count(messages)
 
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """What the model would see of these messages, and how many tokens that is."""
         with self._using(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.preview(messages)
@@ -201,14 +201,14 @@ class LlamaCpp:
         """Wait until it is loaded and idle, and measure it. A request that comes meanwhile goes first."""
         await self.load(model)
         worker = self._workers[model]
-        measured = await worker.host.measure()
-        assert worker.need is not None
+        speed = await worker.host.measure()
+        assert worker.need is not None and worker.host.pid is not None
         return Measurements(
             predicted_bytes=worker.need.peak_bytes,
-            measured_bytes=measured.peak_bytes,
+            measured_bytes=peak_resident_bytes(worker.host.pid),
             load_s=worker.host.load_s,
-            prefill_per_s=measured.prefill_per_s,
-            decode_per_s=measured.decode_per_s,
+            prefill_per_s=speed.prefill_per_s,
+            decode_per_s=speed.decode_per_s,
         )
 
     async def aclose(self) -> None:
@@ -324,8 +324,8 @@ class LlamaCpp:
             return leaving
         if is_alone:
             raise ProviderError(
-                f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and all models together may "
-                f"take {size(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
+                f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and all models together may "
+                f"take {gigabytes(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
                 "smaller quantisation, or let models take a larger share of the memory.",
                 permanent=True,
             )
@@ -334,10 +334,10 @@ class LlamaCpp:
         raise self._no_room(worker, free, [other for other in others if other.is_busy])
 
     def _no_room(self, worker: _Worker, free: int, holders: list[_Worker]) -> NoRoom:
-        held = ", ".join(f"{each.model.label} ({size(each.held_bytes)})" for each in holders)
+        held = ", ".join(f"{each.model.label} ({gigabytes(each.held_bytes)})" for each in holders)
         return NoRoom(
-            f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and "
-            f"{size(max(0, free))} of the {size(self.budget_bytes)} for models can be had: "
+            f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and "
+            f"{gigabytes(max(0, free))} of the {gigabytes(self.budget_bytes)} for models can be had: "
             f"{held} {'is' if len(holders) == 1 else 'are'} in use. Try again later, or use another model.",
             retry_after_s=RETRY_AFTER_S,
         )

@@ -17,9 +17,7 @@ def give_each_model_its_first_version(apps: Any, schema_editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateway", "0006_find"),
-        ("gateway", "0006_measured_as"),
-        ("gateway", "0007_shipped_templates"),
+        ("gateway", "0009_find"),
     ]
 
     operations = [
