@@ -81,5 +81,10 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 
     serve(
-        application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain, jobs.runner.drain]
+        application,
+        host=host,
+        port=port,
+        on_start=start,
+        on_ready=on_ready,
+        on_drain=[live.drain, jobs.runner.drain, serving.drain],
     )

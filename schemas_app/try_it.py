@@ -27,13 +27,12 @@ from localllm.gateway.api import sse
 from localllm.gateway.api.errors import ApiError
 from localllm.gateway.completions import Asker
 from localllm.gateway.models import LanguageModel
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, unix_lines
 from localllm.inference.errors import ProviderError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import loads
 from localllm.inference.structured import Attempt, FieldReport, StructuredError, StructuredResult
 from localllm.inference.types import Chunk, Event, Loading, Message, Prefill, Waiting
-from schemas_app.forms import unix_lines
 from schemas_app.models import Schema, SchemaVersion, TryOut
 
 TICK_S = 0.15  # how often what is being written is shown

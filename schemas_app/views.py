@@ -23,12 +23,12 @@ from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.data import JsonLexer
 
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, unix_lines
 from localllm.inference.json_schema import fields
 from localllm.inference.json_schema.imports import Draft, ImportProblem, from_example, from_json_schema
 from localllm.inference.json_schema.pydantic_source import from_pydantic
 from schemas_app import comparison, try_it
-from schemas_app.forms import BLANK, SchemaForm, unix_lines
+from schemas_app.forms import BLANK, SchemaForm
 from schemas_app.models import Schema, SchemaVersion
 from schemas_app.report import examine
 

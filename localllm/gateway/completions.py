@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -21,7 +21,7 @@ from django.contrib.auth.models import User
 
 from localllm.gateway import database, serving
 from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
-from localllm.gateway.models.usage import pack_ids
+from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.errors import EngineDied, ProviderError
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
@@ -42,6 +42,7 @@ class Asker:
     message_id: UUID | None = None
     schema_version_id: UUID | None = None
     template_version_id: UUID | None = None
+    template_variables: Mapping[str, str] = field(default_factory=dict)
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:
@@ -158,6 +159,7 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
         engine_settings=msgspec.to_builtins(model.engine_settings),
         parameters=_parameters(request),
         seed=request.params.seed,
+        messages=pack_messages(request.messages),
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
         prompt_tokens=usage.prompt_tokens,

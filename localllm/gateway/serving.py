@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
-
 from localllm.gateway import database
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 from localllm.gateway.registration import register
 from localllm.inference.errors import InferenceError, ModelRefused, NoRoom, ProviderError
-from localllm.inference.memory import Machine, this_machine
+from localllm.inference.memory import Machine
 from localllm.inference.model_file import Stamp
 from localllm.inference.providers.llamacpp import Measurements, Serving
 from localllm.inference.types import ChatRequest, Event, Message
@@ -53,8 +51,8 @@ def memory() -> Memory:
 
 
 def machine() -> Machine:
-    """This machine, of which models may take the share that is set."""
-    return this_machine(share=settings.MEMORY_SHARE)
+    """This machine, of which models may take the share that is set; graphics memory as of the last load."""
+    return local.machine()
 
 
 # On the event loop: requests
@@ -161,10 +159,19 @@ async def start(say: Callable[[str], None]) -> None:
     _keep(_watch_files())
 
 
+async def drain(seconds: float) -> None:
+    """At shutdown: begin nothing new. Workers end with this process."""
+    tasks = list(_tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
 def _preloaded() -> list[LanguageModel]:
     """The default first."""
-    models = LanguageModel.objects.filter(is_enabled=True)
-    return [*models.filter(is_default=True), *models.filter(is_default=False, is_preloaded=True)]
+    models = LanguageModel.objects
+    return [*models.filter(is_default=True), *models.filter(is_default=False, is_preloaded=True, is_enabled=True)]
 
 
 async def _preload(models: list[LanguageModel], say: Callable[[str], None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,6 +53,7 @@ class Machine:
 
     total_bytes: int
     available_bytes: int
+    gpu_bytes: int = 0  # of graphics memory that a model may still take
     cpu_flags: frozenset[str] = frozenset()
     share: float = SHARE  # of its memory, for all models together
 
@@ -67,9 +69,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation."""
+    """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation.
+
+    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory.
+    """
 
     window: int
+    num_gpu_layers: int = 0  # as llama.cpp counts them: the output is one more
+    gpu_bytes: int = 0
     weights_bytes: int
     repacked_bytes: int  # copies of weights
     kv_bytes: int  # KV cache, and the states of recurrent layers
@@ -111,7 +118,7 @@ class Fit:
         need, room = size(self.need.used_bytes), size(self.room_bytes)
         match self.verdict:
             case "fits":
-                return f"Fits: it needs {need} of the {room} that are free for models."
+                return f"Fits: it needs {need} of the {room} that are free for models{self._on_gpu}."
             case "smaller context":
                 return (
                     f"Fits with a context of up to {self.max_window:,} tokens: {self.need.window:,} tokens "
@@ -127,6 +134,13 @@ class Fit:
                     f"Does not fit: it needs {need}, and {room} are free for models. "
                     "Choose a smaller model or quantisation, or unload other models."
                 )
+
+    @property
+    def _on_gpu(self) -> str:
+        """Graphics memory is beside it."""
+        if not self.need.num_gpu_layers:
+            return ""
+        return f", and {gigabytes(self.need.gpu_bytes)} of graphics memory for {self.need.num_gpu_layers} layers"
 
 
 def fit(header: Header, settings: EngineSettings, machine: Machine, *, loaded_bytes: int = 0) -> Fit:
@@ -171,12 +185,18 @@ def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     if header.is_embedding:  # a batch is one window of texts, which share one cache
         settings = replace(settings, num_slots=1, n_batch=window)
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
+    cache = _cache_bytes(header, settings, cells)
+    compute_bytes = _compute_bytes(header, settings, cells)
+    on_gpu = _place(header, settings, cache, machine.gpu_bytes - compute_bytes)
     return Need(
         window=window,
-        weights_bytes=header.tensor_bytes,
-        repacked_bytes=sum(tensor.num_bytes for tensor in _repacked(header, machine)),
-        kv_bytes=_kv_bytes(header, settings, cells) + _state_bytes(header, settings),
-        compute_bytes=_compute_bytes(header, settings, cells),
+        num_gpu_layers=on_gpu.num_layers,
+        gpu_bytes=on_gpu.weights_bytes + on_gpu.cache_bytes + compute_bytes if on_gpu.num_layers else 0,
+        weights_bytes=header.tensor_bytes - on_gpu.weights_bytes,
+        repacked_bytes=sum(tensor.num_bytes for tensor in _repacked(header, machine) if not on_gpu.holds(tensor)),
+        kv_bytes=sum(cache) - on_gpu.cache_bytes,
+        # Each device has a buffer for the layers that it computes.
+        compute_bytes=0 if on_gpu.num_layers > header.num_layers else compute_bytes,
         process_bytes=PROCESS_BYTES + BYTES_PER_TOKEN * header.vocab_size,
         is_mapped=settings.use_mmap,
         is_locked=settings.use_mlock,
@@ -194,17 +214,57 @@ def _repacked(header: Header, machine: Machine) -> Iterator[Tensor]:
             yield tensor
 
 
-def _kv_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
-    """llama.cpp's default is the full cache in layers with a sliding window too: else no prefix could be reused."""
+def _cache_bytes(header: Header, settings: EngineSettings, cells: int) -> list[int]:
+    """KV cache and recurrent states of each layer.
+
+    llama.cpp's default is the full cache in layers with a sliding window too: else no prefix could be reused.
+    """
     if header.architecture.endswith(WITHOUT_CACHE) or "-bert" in header.architecture:
-        return 0
-    width = sum(header.kv_heads) * (header.key_length + header.value_length)
-    return int(settings.num_slots * cells * width * KV_BYTES[settings.kv_type])
+        return [0] * header.num_layers
+    per_head = settings.num_slots * cells * (header.key_length + header.value_length) * KV_BYTES[settings.kv_type]
+    state = settings.num_slots * header.state_length * ACTIVATION_BYTES
+    is_mixed = 0 in header.kv_heads  # then layers without a KV cache are the recurrent ones
+    return [int(heads * per_head) + (0 if is_mixed and heads else state) for heads in header.kv_heads]
 
 
-def _state_bytes(header: Header, settings: EngineSettings) -> int:
-    num_recurrent = header.kv_heads.count(0) or header.num_layers
-    return settings.num_slots * num_recurrent * header.state_length * ACTIVATION_BYTES
+@dataclass(frozen=True, slots=True)
+class _OnGpu:
+    """The layers that lie on a GPU: llama.cpp puts the output there first, then the last layers."""
+
+    num_layers: int
+    first_layer: int
+    weights_bytes: int
+    cache_bytes: int
+
+    def holds(self, tensor: Tensor) -> bool:
+        layer = _layer(tensor)
+        is_behind = tensor.name.startswith("output") if layer is None else layer >= self.first_layer
+        return is_behind and self.num_layers > 0
+
+
+def _place(header: Header, settings: EngineSettings, cache: list[int], room: int) -> _OnGpu:
+    """As many layers as are wanted, or, with -1, as have room."""
+    placed = _OnGpu(0, header.num_layers, 0, 0)
+    if room <= 0:
+        return placed
+    weights: Counter[int | None] = Counter()
+    for tensor in header.tensors:
+        layer = header.num_layers if tensor.name.startswith("output") else _layer(tensor)
+        weights[layer] += tensor.num_bytes
+    is_automatic = settings.n_gpu_layers < 0
+    for first in range(header.num_layers, -1, -1):  # the output counts as the layer after the last
+        number = placed.num_layers + 1
+        weights_bytes = placed.weights_bytes + weights[first]
+        cache_bytes = placed.cache_bytes + sum(cache[first : first + 1])
+        if weights_bytes + cache_bytes > room if is_automatic else number > settings.n_gpu_layers:
+            break
+        placed = _OnGpu(number, first, weights_bytes, cache_bytes)
+    return placed
+
+
+def _layer(tensor: Tensor) -> int | None:
+    match = re.match(r"blk\.(\d+)\.", tensor.name)
+    return int(match[1]) if match else None
 
 
 def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
@@ -229,7 +289,11 @@ def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
 
 
 def this_machine(
-    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), *, share: float = SHARE
+    proc: Path = Path("/proc"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+    *,
+    share: float = SHARE,
+    gpu_bytes: int = 0,
 ) -> Machine:
     """Memory as the kernel counts it now: page cache that can be dropped is available."""
     memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}
@@ -237,7 +301,13 @@ def this_machine(
     available = memory.get("MemAvailable", total)
     for limit, used in _limits(proc, cgroups):
         total, available = min(total, limit), min(available, limit - used)
-    return Machine(total_bytes=total, available_bytes=max(0, available), cpu_flags=_cpu_flags(proc), share=share)
+    return Machine(
+        total_bytes=total,
+        available_bytes=max(0, available),
+        gpu_bytes=gpu_bytes,
+        cpu_flags=_cpu_flags(proc),
+        share=share,
+    )
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:

@@ -85,6 +85,20 @@ TABLE: dict[str, list[Row]] = {
     "models:roll-back": [only_boss("POST", 404)],
     "models:remove-version": [only_boss("POST", 404)],
     "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "prompts:index": [any_user("GET", 200)],
+    "prompts:new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:preview": [any_user("POST", 200, text="Hello")],
+    "prompts:picker": [any_user("GET", 200)],
+    "prompts:show": [any_user("GET", 200)],
+    "prompts:edit": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:compare": [any_user("GET", 200)],
+    "prompts:make-current": [only_boss("POST", 302, version="1")],
+    "prompts:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "prompts:restore": [only_boss("POST", 302)],
+    "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
+    "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:experiment": [any_user("GET", 200)],
+    "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
     "models:catalogue": [any_user("GET", 200)],
     "models:catalogue-first": [any_user("GET", 200)],
     "models:catalogue-entry": [any_user("GET", 200)],
@@ -166,7 +180,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Download, Job, Upload
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Upload
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -194,6 +208,11 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
+    template.make_current(template.add_version("Hello"))
+    shares = {template.current: 50, template.add_version("Good day"): 50}
+    ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
+    ids["template"] = str(template.pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     rows |= {"download": str(paused.pk), "upload": str(upload.pk)}
     made["conversations"].append({**rows, **ids})
@@ -256,6 +275,7 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
     if name in UNKNOWN:
         return UNKNOWN[name]

@@ -51,8 +51,15 @@ async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody)
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
     model = await access.find_answering(body.model)
-    asker = completions.Asker(source="api", user=key.user, api_key=key)
-    asked = body.to_request(model, owner=f"user:{key.user_id}")
+    rendered = await database.read(body.localllm.render, model, key) if body.localllm else None
+    asker = completions.Asker(
+        source="api",
+        user=key.user,
+        api_key=key,
+        template_version_id=rendered.version_id if rendered else None,
+        template_variables=rendered.variables if rendered else {},
+    )
+    asked = body.to_request(model, f"user:{key.user_id}", rendered)
     answer = Answer(model, wanted=await response_format.wanted(body.response_format), is_streamed=bool(body.stream))
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -2,6 +2,7 @@
 
 from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
+from localllm.gateway.models.experiment import Experiment, Variant
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
@@ -11,6 +12,7 @@ from localllm.gateway.models.usage import UsageLog
 __all__ = [
     "ApiKey",
     "Download",
+    "Experiment",
     "FileVersion",
     "Job",
     "LanguageModel",
@@ -18,4 +20,5 @@ __all__ = [
     "PromptTemplateVersion",
     "Upload",
     "UsageLog",
+    "Variant",
 ]

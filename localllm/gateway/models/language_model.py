@@ -13,6 +13,7 @@ import msgspec
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Q
+from django.urls import reverse
 from django.utils import timezone
 
 from localllm.gateway.models.model_file import ModelFile
@@ -159,6 +160,9 @@ class LanguageModel(ModelFile):
 
     def __str__(self) -> str:
         return self.title or self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("models:show", args=[self.name])
 
     @property
     def engine_settings(self) -> EngineSettings:

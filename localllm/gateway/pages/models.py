@@ -305,13 +305,17 @@ def _do(request: Request, name: str, verb: Verb, said: str) -> HttpResponse:
     """Do it to the model of that name, and say so on the page it was asked from."""
     model = _model(name)
     try:
-        async_to_sync(verb)(model)
+        async_to_sync(_run)(verb, model)
     except InferenceError as exc:
         messages.error(request, str(exc))
     else:
         model.refresh_from_db()
         messages.success(request, said.format(model))
     return _back(request, model)
+
+
+async def _run(verb: Verb, model: LanguageModel) -> None:
+    await verb(model)
 
 
 def _back(request: Request, model: LanguageModel) -> HttpResponse:

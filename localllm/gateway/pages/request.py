@@ -12,3 +12,8 @@ class Request(HttpRequest):
 
     htmx: HtmxDetails
     user: User
+
+
+def unix_lines(text: str) -> str:
+    """Browsers send line ends as CRLF; compared with what is stored, every line would have changed."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -235,28 +235,31 @@ class EngineHost:
     async def _run_worker(self) -> None:
         """One life of a worker, from its start to its end."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "localllm.inference.engine.worker", str(theirs.fileno()), str(os.getpid()),
-                pass_fds=[theirs.fileno()], env=child_environment(), cwd=PROJECT, stdin=asyncio.subprocess.DEVNULL,
-                process_group=0,
-            )  # fmt: skip
+        with ours:
+            with theirs:
+                process = await _start(theirs)
+            try:
+                await self._talk(process, ours)
+            finally:
+                _kill(process)
+                code = await process.wait()
+                self.pid = None
+                self._bury(code)
+
+    async def _talk(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        """Until the connection is over."""
         self.pid, self.fraction, self.error, self._was_ready = process.pid, 0.0, "", False
-        loop = asyncio.get_running_loop()
-        self._transport, connection = await loop.create_connection(lambda: _Connection(self._receive), sock=ours)
-        self._send(wire.Load(str(self.path), self.settings))
         self._last_heard = self._started_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        self._transport, protocol = await loop.create_connection(lambda: _Connection(self._receive), sock=connection)
         watchdog = asyncio.create_task(self._watch(process))
         try:
-            await connection.is_over
+            self._send(wire.Load(str(self.path), self.settings))
+            await protocol.is_over
         finally:
             watchdog.cancel()
-            self._transport.close()
+            self._transport.abort()
             self._transport = None
-            _kill(process)
-            code = await process.wait()
-            self.pid = None
-            self._bury(code)
 
     def _receive(self, message: wire.FromWorker) -> None:
         self._last_heard = time.monotonic()
@@ -366,6 +369,27 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_over.done():
             self.is_over.set_result(None)
+
+
+async def _start(connection: socket.socket) -> asyncio.subprocess.Process:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "localllm.inference.engine.worker", str(connection.fileno()), str(os.getpid())),
+            pass_fds=[connection.fileno()],
+            env=child_environment(),
+            cwd=PROJECT,
+            stdin=asyncio.subprocess.DEVNULL,
+            process_group=0,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # it must not be left behind
+        process = await starting
+        _kill(process)
+        await process.wait()
+        raise
 
 
 def child_environment() -> dict[str, str]:

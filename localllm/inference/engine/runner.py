@@ -45,11 +45,29 @@ TEXTS_PER_BATCH = 64  # of an embedding model; llama.cpp takes 256 sequences at 
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
+DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU, one with memory of its own
 ABORTED = 2  # of llama_decode
 
 
 class Interrupted(Exception):
     """The batch was given up half-way; its sequence must leave the cache."""
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Free and total bytes of all GPUs together; zeros for a build that cannot use one."""
+    if not llama.llama_supports_gpu_offload():
+        return 0, 0
+    library = llama.llama_cpp._lib  # the bindings have no names for devices
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    free, total = [], []
+    for number in range(library.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(library.ggml_backend_dev_get(ctypes.c_size_t(number)))
+        if library.ggml_backend_dev_type(device) == DEVICE_TYPE_GPU:
+            sizes = ctypes.c_size_t(), ctypes.c_size_t()
+            library.ggml_backend_dev_memory(device, *map(ctypes.byref, sizes))
+            free.append(sizes[0].value)
+            total.append(sizes[1].value)
+    return sum(free), sum(total)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from msgspec.structs import replace
+
+from localllm.inference.engine.devices import gpu_bytes
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, InferenceError, ModelRefused, NoRoom, ProviderError
-from localllm.inference.memory import SHARE, Need, account, gigabytes, peak_resident_bytes, resident_bytes, this_machine
+from localllm.inference.memory import (
+    SHARE,
+    Machine,
+    Need,
+    account,
+    gigabytes,
+    peak_resident_bytes,
+    resident_bytes,
+    this_machine,
+)
 from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
@@ -134,6 +146,7 @@ class LlamaCpp:
         """All models together take `memory_bytes`, or else `share` of the machine's memory."""
         self._share = share
         self._memory_bytes = memory_bytes
+        self._gpu_bytes = 0  # when a model was last loaded
         self._workers: dict[LocalModel, _Worker] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # somebody ended or is idle: there may be room
@@ -242,9 +255,12 @@ class LlamaCpp:
             last_used=datetime.fromtimestamp(worker.last_used_at, UTC),
         )
 
+    def machine(self) -> Machine:
+        return this_machine(share=self._share, gpu_bytes=self._gpu_bytes)
+
     @cached_property
     def budget_bytes(self) -> int:
-        return self._memory_bytes or this_machine(share=self._share).budget_bytes
+        return self._memory_bytes or self.machine().budget_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -287,10 +303,13 @@ class LlamaCpp:
     async def _load(self, worker: _Worker) -> None:
         """Find room and start the process."""
         try:
-            worker.need = await asyncio.to_thread(_need, worker.model)
+            self._gpu_bytes = await asyncio.to_thread(gpu_bytes, self._share)
+            worker.need = await asyncio.to_thread(_need, worker.model, self.machine())
             while (idle := self._admit(worker)) is None:
                 await self._changed.wait()
             await asyncio.gather(*map(self._end, idle))
+            if worker.need.num_gpu_layers:
+                worker.host.settings = replace(worker.host.settings, n_gpu_layers=worker.need.num_gpu_layers)
             worker.host.start()
         except NoRoom as exc:
             self._forget(worker)
@@ -395,7 +414,7 @@ class LlamaCpp:
         return [other for other in self._named(worker.model.label) if other is not worker]
 
 
-def _need(model: LocalModel) -> Need:
+def _need(model: LocalModel, machine: Machine) -> Need:
     if not model.path.is_file():
         raise ModelRefused(f"The file of this model is gone: {model.path}. Put it back, or choose another model.")
-    return account(read_header(model.path), model.settings, this_machine())
+    return account(read_header(model.path), model.settings, machine)
