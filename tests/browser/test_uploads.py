@@ -40,6 +40,7 @@ def test_it_goes_on_after_a_reload(uploads: Page, tmp_path: Path, complaints: li
     uploads.reload()
     expect(uploads.get_by_text("To go on, choose the same file again.")).to_be_visible()
     uploads.set_viewport_size({"width": 360, "height": 740})
+    expect(uploads.locator("#sidebar")).not_to_be_in_viewport()
     uploads.screenshot(path=SHOTS / "uploads-360.png", full_page=True)
     assert uploads.evaluate("document.documentElement.scrollWidth <= innerWidth")
     offsets: list[str] = []
@@ -54,6 +55,18 @@ def test_what_is_no_model_is_refused_in_words(uploads: Page, tmp_path: Path, com
     path = tmp_path / "holiday.gguf"
     path.write_bytes(b"\xff\xd8\xff" + bytes(5_000_000))
     choose(uploads, path)
-    expect(uploads.get_by_text("holiday.gguf cannot be used: it begins with").first).to_be_visible()
+    expect(uploads.get_by_text("holiday.gguf cannot be used: it is no GGUF file").first).to_be_visible()
     uploads.screenshot(path=SHOTS / "uploads-refused.png", full_page=True)
     complaints.clear()  # of the status 422
+
+
+def test_a_smaller_model_is_made_on_its_page(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}/models/installed/starter/")
+    page.get_by_role("link", name="Make it smaller").click()
+    page.get_by_label("Type").select_option("Q5_K_M")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.get_by_role("link", name="LocalLLM Starter 3M Q5_K_M")).to_be_visible(timeout=60_000)
+    page.screenshot(path=SHOTS / "quantise.png", full_page=True)
+    page.get_by_role("link", name="LocalLLM Starter 3M Q5_K_M").click()
+    page.get_by_role("link", name="Make it smaller").click()
+    expect(page.get_by_text("has been made smaller already")).to_be_visible()

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from localllm.gateway.pages import catalogue, downloads, hub, models, uploads
+from localllm.gateway.pages import catalogue, downloads, hub, models, quantising, uploads
 
 app_name = "models"
 urlpatterns = [
@@ -37,4 +37,7 @@ urlpatterns = [
     path("installed/<str:name>/roll-back/", models.roll_back, name="roll-back"),
     path("installed/<str:name>/remove-version/", models.remove_version, name="remove-version"),
     path("installed/<str:name>/delete/", models.delete, name="delete"),
+    path("installed/<str:name>/quantise/", quantising.show, name="quantise"),
+    path("installed/<str:name>/quantise/start/", quantising.start, name="quantise-start"),
+    path("installed/<str:name>/quantise/<uuid:job_id>/cancel/", quantising.cancel, name="quantise-cancel"),
 ]

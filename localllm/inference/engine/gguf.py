@@ -364,7 +364,9 @@ class _Parser:
             self._refuse("it is empty")
         magic = self._take(4)
         if magic != MAGIC:
-            self._refuse(f"it begins with {magic!r} instead of {MAGIC!r}", "Give a model in the GGUF format")
+            self._refuse(
+                f"it is no GGUF file: it begins with {magic!r} instead of {MAGIC!r}", "Give a model in the GGUF format"
+            )
         self._check_version(self._u32())
         num_tensors, num_keys = self._u64(), self._u64()
         if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
