@@ -18,7 +18,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
-from localllm.gateway import downloads, jobs, model_files, serving
+from localllm.gateway import downloads, jobs, model_files, own_files, serving
 from localllm.gateway.models import (
     ApiKey,
     Download,
@@ -34,7 +34,7 @@ from localllm.gateway.pages.downloads import MAY_ADD
 from localllm.gateway.pages.model_form import ModelForm
 from localllm.gateway.registration import register
 from localllm.inference import amounts
-from localllm.inference.errors import InferenceError
+from localllm.inference.errors import InferenceError, ModelRefused
 
 admin.site.site_header = "LocalLLM"
 admin.site.site_title = "LocalLLM admin"
@@ -47,16 +47,16 @@ class RegisterForm(forms.Form):
     path = forms.CharField(
         label="Path of a GGUF file",
         widget=forms.TextInput(attrs={"class": "vTextField", "autofocus": True, "spellcheck": "false"}),
-        help_text="On the machine this server runs on. The file stays where it is.",
+        help_text="Under one of the folders of LOCALLLM_MODEL_ROOTS. The file stays where it is.",
     )
     name = forms.SlugField(required=False, help_text="What API clients call it. Empty: after the file.")
     make_default = forms.BooleanField(required=False, label="Make it the default model")
 
     def clean_path(self) -> Path:
-        path = Path(self.cleaned_data["path"].strip()).expanduser()
-        if not path.is_absolute():
-            raise forms.ValidationError(f"“{path}” is not a full path. Begin with /.")
-        return path
+        try:
+            return own_files.allowed(self.cleaned_data["path"])
+        except ModelRefused as exc:
+            raise forms.ValidationError(str(exc)) from exc
 
 
 MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
