@@ -22,7 +22,7 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, quantising, registration, serving, uploads
+from localllm.gateway import database, downloads, jobs, quantising, registration, serving, trials, uploads
 from localllm.gateway.models import Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
