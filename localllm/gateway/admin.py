@@ -18,15 +18,23 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 
-from localllm.gateway import downloads, jobs, model_files, serving
-from localllm.gateway.models import ApiKey, Download, FileVersion, LanguageModel, UsageLog
+from localllm.gateway import downloads, jobs, model_files, own_files, serving
+from localllm.gateway.models import (
+    ApiKey,
+    Download,
+    FileVersion,
+    LanguageModel,
+    PromptTemplate,
+    PromptTemplateVersion,
+    UsageLog,
+)
 from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.pages.downloads import MAY_ADD
 from localllm.gateway.pages.model_form import ModelForm
 from localllm.gateway.registration import register
 from localllm.inference import amounts
-from localllm.inference.errors import InferenceError
+from localllm.inference.errors import InferenceError, ModelRefused
 
 admin.site.site_header = "LocalLLM"
 admin.site.site_title = "LocalLLM admin"
@@ -39,16 +47,19 @@ class RegisterForm(forms.Form):
     path = forms.CharField(
         label="Path of a GGUF file",
         widget=forms.TextInput(attrs={"class": "vTextField", "autofocus": True, "spellcheck": "false"}),
-        help_text="On the machine this server runs on. The file stays where it is.",
+        help_text="Under one of the folders of LOCALLLM_MODEL_ROOTS. The file stays where it is.",
     )
     name = forms.SlugField(required=False, help_text="What API clients call it. Empty: after the file.")
     make_default = forms.BooleanField(required=False, label="Make it the default model")
 
     def clean_path(self) -> Path:
-        path = Path(self.cleaned_data["path"].strip()).expanduser()
-        if not path.is_absolute():
-            raise forms.ValidationError(f"“{path}” is not a full path. Begin with /.")
-        return path
+        try:
+            return own_files.allowed(self.cleaned_data["path"])
+        except ModelRefused as exc:
+            raise forms.ValidationError(str(exc)) from exc
+
+
+MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
 
 
 @admin.register(LanguageModel)
@@ -58,7 +69,10 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("name", "title", "path")
     actions = ("make_default", "load", "cancel_load", "unload", "measure", "check_files", "enable", "disable")
     form = ModelForm
-    readonly_fields = ("path", "state", "description", "repository", "size", "sha256", "is_default", "created_at")
+    readonly_fields = (
+        *("path", "state", "description", "repository", "size", "sha256", "is_default", "created_at"),
+        *MEASURED,
+    )
     fieldsets = (
         (None, {"fields": ("name", "title", "note", "licence", "is_enabled", "is_default", "state")}),
         ("The file", {"fields": ("path", "description", "repository", "size", "sha256", "created_at")}),
@@ -77,6 +91,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 ),
             },
         ),
+        ("What loading it showed", {"fields": MEASURED}),
         (
             "Defaults of its conversations",
             {"fields": ("system_prompt", ("temperature", "top_p", "top_k", "min_p"), "max_tokens", "stop")},
@@ -357,6 +372,45 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+class PromptTemplateVersionInline(admin.StackedInline):  # type: ignore[type-arg]
+    model = PromptTemplateVersion
+    fk_name = "template"
+    fields = readonly_fields = ("number", "created_by", "created_at", "note", "text")
+    extra = 0
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(PromptTemplate)
+class PromptTemplateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """To be read, and to find the pages where prompts are written, tried and taken back."""
+
+    list_display = ("name", "family", "use_case", "current", "is_shipped", "deleted_at")
+    list_filter = ("use_case", "family", "is_shipped")
+    search_fields = ("name", "family", "description", "versions__text")
+    list_select_related = ("current__template",)
+    inlines = (PromptTemplateVersionInline,)
+
+    def view_on_site(self, template: PromptTemplate) -> str:
+        return template.get_absolute_url()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
         return False
 
 

@@ -11,9 +11,10 @@ from django.conf import settings
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from pytest_django.fixtures import Settings
 
 from chat.models import Conversation
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models import ApiKey, LanguageModel, PromptTemplate, UsageLog
 
 pytestmark = pytest.mark.django_db
 
@@ -91,8 +92,11 @@ def test_a_user_can_be_deleted_with_what_is_theirs(admin_client: Client, convers
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_model_is_tried_out_before_it_is_added(admin_client: Client, model: LanguageModel) -> None:
+def test_a_model_is_tried_out_before_it_is_added(
+    admin_client: Client, model: LanguageModel, settings: Settings
+) -> None:
     path = Path(model.path).with_name("second.gguf")
+    settings.MODEL_ROOTS = [path.parent]
     shutil.copy(model.path, path)
     url = reverse("admin:gateway_languagemodel_add")
     assert admin_client.post(url, {"path": str(path), "name": "second"}).status_code == 302
@@ -100,7 +104,10 @@ def test_a_model_is_tried_out_before_it_is_added(admin_client: Client, model: La
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_file_that_is_no_model_is_refused_on_the_form(admin_client: Client, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused_on_the_form(
+    admin_client: Client, tmp_path: Path, settings: Settings
+) -> None:
+    settings.MODEL_ROOTS = [tmp_path]
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     url = reverse("admin:gateway_languagemodel_add")
     page = admin_client.post(url, {"path": str(tmp_path / "broken.gguf")}).content.decode()
@@ -180,3 +187,10 @@ def test_a_revoked_key_stops_working(admin_client: Client, admin_user: User) -> 
     data = {"action": "revoke", "_selected_action": [key.pk]}
     admin_client.post(reverse("admin:gateway_apikey_changelist"), data)
     assert ApiKey.objects.authenticate(text) is None
+
+
+def test_prompts_are_read_there_and_changed_on_their_page(admin_client: Client) -> None:
+    template = PromptTemplate.objects.get(name="title")
+    page = admin_client.get(reverse("admin:gateway_prompttemplate_change", args=[template.pk])).content.decode()
+    assert "Write a title of at most six words" in page and template.get_absolute_url() in page
+    assert admin_client.get(reverse("admin:gateway_prompttemplate_add")).status_code == 403

@@ -6,6 +6,8 @@ from localllm.gateway.models.experiment import Experiment, Variant
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.trial import Trial, TrialAnswer
+from localllm.gateway.models.upload import Upload
 from localllm.gateway.models.usage import UsageLog
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "LanguageModel",
     "PromptTemplate",
     "PromptTemplateVersion",
+    "Trial",
+    "TrialAnswer",
+    "Upload",
     "UsageLog",
     "Variant",
 ]
