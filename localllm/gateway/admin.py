@@ -49,13 +49,16 @@ class RegisterForm(forms.Form):
         return path
 
 
+MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
+
+
 @admin.register(LanguageModel)
 class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name", "title", "is_default", "is_enabled", "description", "size", "state")
     list_filter = ("is_enabled",)
     search_fields = ("name", "title", "path")
     actions = ("make_default", "load", "cancel_load", "unload", "measure", "check_files")
-    readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at")
+    readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at", *MEASURED)
     fieldsets = (
         (None, {"fields": ("name", "title", "is_enabled", "is_default", "state")}),
         ("The file", {"fields": ("path", "description", "size", "sha256", "created_at")}),
@@ -70,9 +73,11 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     ("use_mmap", "use_mlock"),
                     ("flash_attention", "kv_type"),
                     ("rope_scaling", "rope_scale"),
+                    ("keep_alive_s", "is_preloaded"),
                 ),
             },
         ),
+        ("What loading it showed", {"fields": MEASURED}),
         (
             "Defaults of its conversations",
             {"fields": ("system_prompt", ("temperature", "top_p", "top_k", "min_p"), "max_tokens")},
