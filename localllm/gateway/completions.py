@@ -51,6 +51,7 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
     Raises ProviderError: its text is for the user. An answer under way survives the end of its engine:
     it goes on from its text in the next one.
     """
+    model.check_answers()
     request = _with_seed(request)
     record = _Record()
     try:

@@ -114,6 +114,15 @@ TABLE: dict[str, list[Row]] = {
     "models:download-pause": [only_boss("POST", 302)],
     "models:download-resume": [only_boss("POST", 302)],
     "models:download-cancel": [only_boss("POST", 302)],
+    "models:quantise": [only_boss("GET", 200)],
+    "models:quantise-start": [only_boss("POST", 400, recipe="Q9")],
+    "models:quantise-cancel": [only_boss("POST", 404)],
+    "models:uploads": [only_boss("GET", 200)],
+    "models:register": [only_boss("POST", 302, path="/etc/passwd")],
+    "models:upload-begin": [only_boss("POST", 400)],
+    "models:upload-status": [only_boss("GET", 200)],
+    "models:upload-chunk": [only_boss("POST", 409)],
+    "models:upload-cancel": [only_boss("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -180,6 +189,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
 from localllm.gateway.models import Experiment, Job, PromptTemplate, Trial
 from localllm.gateway.models import Download, Job
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Upload
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -201,6 +211,7 @@ for number in range(%(number)d):
     batch = Batch.objects.create(job=job)
     paused = Job.objects.create(kind="download", title="A file", state="paused")
     Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
+    upload = Upload.objects.create(user=User.objects.get(username="%(admin)s"), name="a.gguf", size_bytes=9)
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -214,7 +225,7 @@ for number in range(%(number)d):
     tried = Job.objects.create(kind="trial", title="A trial", owner=chat.owner, state="paused")
     ids["trial"] = str(Trial.objects.create(job=tried, version=template.current).pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
-    rows["download"] = str(paused.pk)
+    rows |= {"download": str(paused.pk), "upload": str(upload.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
@@ -277,6 +288,8 @@ def address(name: str, ids: dict[str, str]) -> str:
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
     known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

@@ -94,7 +94,7 @@ def _edit(request: Request, form: PromptTemplateForm) -> HttpResponse:
     context = {
         "form": form,
         "template": None if form.is_new else form.instance,
-        "models": LanguageModel.objects.filter(is_enabled=True),
+        "models": LanguageModel.objects.answering(),
     }
     return render(request, "prompts/edit.html", context, status=400 if form.is_bound else 200)
 
