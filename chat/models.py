@@ -12,7 +12,7 @@ from django.db import models, transaction
 from django.db.models.functions import Concat
 from django.utils import timezone
 
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import Feedback, LanguageModel
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
 
@@ -70,6 +70,11 @@ class Conversation(models.Model):
 
     def __str__(self) -> str:
         return self.title or "New chat"
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """With all that was written in it. Thumbs stay, for the experiments; their notes go."""
+        Feedback.objects.filter(conversation_id=self.pk).update(note="")
+        return super().delete(*args, **kwargs)
 
     # Reading
 

@@ -13,6 +13,7 @@ urlpatterns = [
     path("chat/<uuid:id>/messages", views.messages, name="messages"),
     path("chat/<uuid:id>/messages/<uuid:message_id>", views.message, name="message"),
     path("chat/<uuid:id>/messages/<uuid:message_id>/data.json", views.data, name="data"),
+    path("chat/<uuid:id>/messages/<uuid:message_id>/feedback", views.feedback, name="feedback"),
     path("chat/<uuid:id>/menu", views.menu, name="menu"),
     path("chat/<uuid:id>/rename", views.rename, name="rename"),
     path("chat/<uuid:id>/delete", views.delete, name="delete"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zoneinfo
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta, tzinfo
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -29,7 +29,8 @@ from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
 from localllm.gateway import data_view, database
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import Feedback, LanguageModel
+from localllm.gateway.models.feedback import MAX_NOTE
 from localllm.gateway.providers import local
 from localllm.inference.json_schema.reading import NotJson, loads
 
@@ -58,6 +59,7 @@ class Turn:
     message: Message
     html: str
     tail: str
+    feedback: Feedback | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -203,7 +205,7 @@ def messages(request: Request, id: UUID) -> HttpResponse:
 def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     conversation = _own(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    turn = _turn(conversation.branch([message.pk])[0])
+    (turn,) = _turns(conversation, [message.pk])
     return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
 
 
@@ -229,6 +231,25 @@ def select(request: Request, id: UUID) -> HttpResponse:
     return _messages(request, conversation, conversation.path())
 
 
+@require_POST
+def feedback(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
+    """A thumb, given or taken back by `value`, or the `note` to the one that is given."""
+    conversation = _own(request, id)
+    message = get_object_or_404(conversation.messages, pk=message_id, role="assistant")
+    given = Feedback.objects.filter(user=request.user, message_id=message.pk)
+    note, value = request.POST.get("note"), request.POST.get("value")
+    if note is not None:
+        given.update(note=note.replace("\x00", "").strip()[:MAX_NOTE])
+    elif value in ("1", "-1"):
+        Feedback.objects.toggle(request.user, id, message.pk, int(value))
+    else:
+        return HttpResponseBadRequest("Expected a value of 1 or -1, or a note.", content_type="text/plain")
+    if not request.htmx:
+        return redirect(f"{reverse('chat:show', args=[id])}#m-{message_id}")
+    context = {"conversation": conversation, "message": message, "feedback": given.first(), "asks_why": note is None}
+    return render(request, "chat/_feedback.html", context)
+
+
 def _messages(request: Request, conversation: Conversation, path: list[UUID], start: int | None = None) -> HttpResponse:
     context = {"conversation": conversation, **_window(conversation, path, start=start)}
     return render(request, "chat/_messages.html", context)
@@ -236,7 +257,12 @@ def _messages(request: Request, conversation: Conversation, path: list[UUID], st
 
 def _window(conversation: Conversation, path: list[UUID], start: int | None) -> dict[str, Any]:
     start = max(0, len(path) - WINDOW) if start is None else start
-    return {"turns": [_turn(each) for each in conversation.branch(path[start:])], "num_earlier": start}
+    return {"turns": _turns(conversation, path[start:]), "num_earlier": start}
+
+
+def _turns(conversation: Conversation, path: list[UUID]) -> list[Turn]:
+    feedback = Feedback.objects.filter(user=conversation.owner_id).on(path)
+    return [replace(_turn(each), feedback=feedback.get(each.pk)) for each in conversation.branch(path)]
 
 
 def _start_above(path: list[UUID], target: UUID | None) -> int | None:

@@ -58,6 +58,7 @@ TABLE: dict[str, list[Row]] = {
     "chat:messages": [own("GET", 200)],
     "chat:message": [own("GET", 200)],
     "chat:data": [own("GET", 200)],
+    "chat:feedback": [own("POST", 302, value="1")],
     "chat:menu": [own("GET", 200)],
     "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
     "chat:delete": [own("GET", 200), own("POST", 302)],

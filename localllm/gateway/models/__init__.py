@@ -2,8 +2,9 @@
 
 from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
+from localllm.gateway.models.feedback import Feedback
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.usage import UsageLog
 
-__all__ = ["ApiKey", "Download", "FileVersion", "Job", "LanguageModel", "UsageLog"]
+__all__ = ["ApiKey", "Download", "Feedback", "FileVersion", "Job", "LanguageModel", "UsageLog"]
