@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from localllm.inference import limits
 from localllm.inference.engine.chat_template import ChatTemplate
 from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.engine.host import PROJECT, child_environment
@@ -279,22 +280,15 @@ def _limit_load() -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
         # Counts what is allocated, not the file that is mapped, nor the address space a GPU reserves.
-        _lower(resource.RLIMIT_DATA, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        limits.lower(resource.RLIMIT_DATA, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _limit_template() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime) + TEMPLATE_CPU_S)
+    limits.lower(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime) + TEMPLATE_CPU_S)
     if sys.platform == "linux":
         num_pages = int(Path("/proc/self/statm").read_text().split()[5])
-        _lower(resource.RLIMIT_DATA, num_pages * os.sysconf("SC_PAGE_SIZE") + TEMPLATE_MEMORY)
-
-
-def _lower(limit: int, value: int) -> None:
-    """Set a soft limit, unless a tighter one holds already."""
-    bounds = [value, *resource.getrlimit(limit)]
-    tightest = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
-    resource.setrlimit(limit, (tightest, bounds[2]))
+        limits.lower(resource.RLIMIT_DATA, num_pages * os.sysconf("SC_PAGE_SIZE") + TEMPLATE_MEMORY)
 
 
 def _peak_memory() -> int:

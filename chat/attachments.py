@@ -1,0 +1,204 @@
+"""Files in messages: the text of each, once, and in what form a message hands it to the model. Knows rows only."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import uuid
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import PurePath
+from typing import Any, Literal
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import models
+from django.utils import timezone
+
+from localllm.inference.documents.extraction import Extract
+
+Mode = Literal["full", "summary", "passages", "cut"]
+MAX_NAME = 120
+MAX_ATTACHMENTS = 20  # of one message
+UNSENT_FOR = timedelta(days=1)  # then a file that was never sent is forgotten
+
+QUESTION = """\
+Answer the question from these passages of the attached files. Cite what you use by its number, like [1]. \
+If they do not hold the answer, say so.
+
+{passages}
+
+Question: {question}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A document that a message is to be sent with, and how."""
+
+    document_id: uuid.UUID
+    mode: Mode
+    cut_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of a document that the model was shown under `number`; numbers run on through a branch."""
+
+    number: int
+    start: int
+    end: int
+    document: Document
+
+    @property
+    def text(self) -> str:
+        return self.document.text[self.start : self.end]
+
+    @property
+    def source(self) -> str:
+        page = self.document.page_at(self.start)
+        return f"{self.document.name}, page {page}" if page else self.document.name
+
+
+class DocumentQuerySet(models.QuerySet["Document"]):
+    def owned_by(self, user: User | AnonymousUser) -> DocumentQuerySet:
+        return self.filter(owner_id=user.pk) if user.pk else self.none()
+
+    def add(self, owner: User, name: str, size_bytes: int, extract: Extract) -> Document:
+        """Keep what a file says. Files that this owner has never sent are forgotten after a day."""
+        self.filter(owner=owner, conversation=None, created_at__lt=timezone.now() - UNSENT_FOR).delete()
+        return self.create(
+            owner=owner,
+            name=safe_name(name),
+            size_bytes=size_bytes,
+            media_type=extract.media_type,
+            text=extract.text,
+            num_chars=len(extract.text),
+            page_starts=list(extract.page_starts),
+            notes=list(extract.notes),
+        )
+
+
+class Document(models.Model):
+    """The text of one file. It belongs to nobody's chat until it is sent, and then goes with that chat."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="documents")
+    conversation = models.ForeignKey(
+        "chat.Conversation", null=True, on_delete=models.CASCADE, related_name="documents"
+    )
+    name = models.CharField(max_length=MAX_NAME)
+    media_type = models.CharField(max_length=100)
+    size_bytes = models.PositiveIntegerField()
+    text = models.TextField()
+    num_chars = models.PositiveIntegerField()
+    page_starts = models.JSONField(default=list, help_text="Offsets in the text, where the file has pages.")
+    notes = models.JSONField(default=list, help_text="What could not be taken over, in sentences.")
+    created_at = models.DateTimeField(default=timezone.now)
+
+    objects = DocumentQuerySet.as_manager()
+
+    class Meta:
+        ordering = ("created_at",)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def page_at(self, offset: int) -> int | None:
+        return bisect_right(self.page_starts, offset) if self.page_starts else None
+
+
+class Attachment(models.Model):
+    """A document in a message. What stands for it in the prompt is stored, so that it stays the same."""
+
+    MODES = ("full", "summary", "passages", "cut")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    message = models.ForeignKey("chat.Message", on_delete=models.CASCADE, related_name="attachments")
+    document = models.ForeignKey(Document, on_delete=models.CASCADE, related_name="attachments")
+    place = models.PositiveSmallIntegerField()
+    mode = models.CharField(max_length=8, choices=[(mode, mode) for mode in MODES])
+    cut_at = models.PositiveIntegerField(null=True, help_text="Characters that are sent of it in mode cut.")
+    summary = models.TextField(blank=True)
+    passages = models.JSONField(default=list, help_text="[number, start, end] of each, in the order of reading.")
+
+    class Meta:
+        ordering = ("place",)
+
+    def __str__(self) -> str:
+        return f"{self.document} ({self.mode})"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what stands for it in the prompt is known."""
+        return bool({"summary": self.summary, "passages": self.passages}.get(self.mode, True))
+
+    @property
+    def shown_passages(self) -> list[Passage]:
+        return [Passage(*each, self.document) for each in self.passages]
+
+    @property
+    def form(self) -> str:
+        """In what form it was sent, in words."""
+        match self.mode:
+            case "cut":
+                page = self.document.page_at((self.cut_at or 1) - 1)
+                where = f"page {page}, " if page else ""
+                return f"cut after {where}{self.cut_at or 0:,} of {self.document.num_chars:,} characters"
+            case "passages":
+                return f"{len(self.passages)} passages" if self.passages else "relevant passages"
+            case "summary":
+                return "summary"
+        return "in full"
+
+    @property
+    def block(self) -> str:
+        """What stands for the whole file in the prompt; nothing for passages, which stand around the question."""
+        match self.mode:
+            case "full":
+                return _block(self.document.name, self.document.text)
+            case "cut":
+                return _block(f"{self.document.name} ({self.form})", self.document.text[: self.cut_at])
+            case "summary":
+                return _block(f"Summary of {self.document.name}", self.summary) if self.summary else ""
+        return ""
+
+
+def compose(text: str, attachments: Iterable[Attachment]) -> str:
+    """The message as the model reads it: files first, then passages, the question last."""
+    attachments = list(attachments)
+    passages = [passage for each in attachments for passage in each.shown_passages]
+    if passages:
+        listed = "\n\n".join(f"[{each.number}] ({each.source})\n{each.text}" for each in passages)
+        text = QUESTION.format(passages=listed, question=text)
+    return "\n\n".join([*(each.block for each in attachments if each.block), text])
+
+
+def _block(title: str, text: str) -> str:
+    return f"--- {title} ---\n{text.strip()}\n--- end ---"
+
+
+def safe_name(name: str) -> str:
+    """A file's name as it may be shown: no path, nothing invisible, at most MAX_NAME characters, its ending kept."""
+    name = PurePath(name.replace("\\", "/")).name
+    name = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c)[0] != "C")
+    name = re.sub(r"\s+", " ", name).strip(" .") or "file"
+    if len(name) <= MAX_NAME:
+        return name
+    suffix = PurePath(name).suffix[:20]
+    return f"{name[: MAX_NAME - len(suffix) - 1]}…{suffix}"
+
+
+def choices_of(ids: Sequence[str], modes: Sequence[str], cuts: Sequence[str]) -> list[Choice]:
+    """What a form or a frame asks for, in aligned lists; raises ValueError."""
+    return [
+        Choice(uuid.UUID(id), _mode(mode), int(cut) if mode == "cut" else None)
+        for id, mode, cut in zip(ids, modes, cuts, strict=True)
+    ]
+
+
+def _mode(mode: Any) -> Mode:
+    if mode not in Attachment.MODES:
+        raise ValueError(f"{mode!r} is none of {', '.join(Attachment.MODES)}.")
+    return mode  # type: ignore[no-any-return]
