@@ -13,6 +13,7 @@ from schemas_app import api as native
 handler400 = "localllm.gateway.views.bad_request"
 urlpatterns = [
     path("", include("chat.urls")),
+    path("models/", include("localllm.gateway.pages.urls")),
     path("schemas/", include("schemas_app.urls")),
     path("setup/", views.SetupView.as_view(), name="setup"),
     path("login/", views.LoginView.as_view(), name="login"),

@@ -41,6 +41,7 @@ class Asker:
     conversation_id: UUID | None = None
     message_id: UUID | None = None
     schema_version_id: UUID | None = None
+    template_version_id: UUID | None = None
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:

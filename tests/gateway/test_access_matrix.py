@@ -67,6 +67,7 @@ TABLE: dict[str, list[Row]] = {
     "chat:select": [own("POST", 302, message="{message}")],
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
+    "models:index": [any_user("GET", 200)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],

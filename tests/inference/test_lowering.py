@@ -21,6 +21,11 @@ NAMES: dict[str, Any] = {"a": {"type": "integer"}, "b": {"type": "string"}, "c":
 PAIR: dict[str, Any] = {"type": "object", "properties": NAMES}
 
 
+def case(value: int, required: list[str]) -> dict[str, Any]:
+    """Met where `a` is absent, too."""
+    return {"if": {"properties": {"a": {"const": value}}}, "then": {"required": required}}
+
+
 def grammar_of(schema: Any) -> tuple[Grammar, bool]:
     compiled = compile_schema(json.dumps(schema), extra_properties="schema")
     return Grammar(compiled.grammar, BYTES, compiled.examples), compiled.is_exact
@@ -30,6 +35,14 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
     grammar, is_exact = grammar_of({"oneOf": [{"type": "integer", "minimum": 3}, {"type": "integer", "maximum": 5}]})
     assert is_exact
     assert [grammar.accepts(str(n)) for n in (2, 3, 5, 6)] == [True, False, False, True]
+
+
+def test_it_closes_an_object_of_very_many_properties_or_refuses_it() -> None:
+    schema = json.dumps({"properties": {f"p{n}": {} for n in range(501)}, "additionalProperties": True})
+    grammar = Grammar(compile_schema(schema).grammar, BYTES)
+    assert grammar.accepts('{"p500": 1}') and not grammar.accepts('{"p501": 1}')
+    with pytest.raises(SchemaRefused, match="names 501 properties and may have others"):
+        compile_schema(schema, extra_properties="schema")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,11 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
             {**PAIR, "if": {"properties": {"a": {"const": 1}}, "required": ["a"]}, "then": {"required": ["b"]}},
             ['{"a": 2}', '{"a": 1, "b": ""}', "{}"],
             ['{"a": 1}'],
+        ),
+        (
+            {**PAIR, "allOf": [case(1, ["b"]), case(2, ["c"]), {**case(3, []), "else": {"required": ["a"]}}]},
+            ['{"a": 1, "b": ""}', '{"a": 2, "c": true}', '{"a": 3}', '{"b": "", "c": true}'],
+            ['{"a": 1}', '{"a": 2, "b": ""}', "{}", '{"b": ""}'],
         ),
         ({**PAIR, "dependentRequired": {"a": ["c"]}}, ['{"b": ""}', '{"a": 1, "c": true}'], ['{"a": 1}']),
         ({**PAIR, "additionalProperties": False, "minProperties": 1}, ['{"c": true}'], ["{}"]),

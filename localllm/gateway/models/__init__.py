@@ -5,6 +5,17 @@ from localllm.gateway.models.download import Download
 from localllm.gateway.models.feedback import Feedback
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
+from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.usage import UsageLog
 
-__all__ = ["ApiKey", "Download", "Feedback", "FileVersion", "Job", "LanguageModel", "UsageLog"]
+__all__ = [
+    "ApiKey",
+    "Download",
+    "Feedback",
+    "FileVersion",
+    "Job",
+    "LanguageModel",
+    "PromptTemplate",
+    "PromptTemplateVersion",
+    "UsageLog",
+]

@@ -15,6 +15,8 @@ from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.types import Message
 
 HASH_CHUNK_BYTES = 1 << 20
+# Mistral's models are of the architecture “llama”: only what they are called tells them.
+MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
 
 
 class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
@@ -128,6 +130,15 @@ class LanguageModel(models.Model):
     @property
     def engine_settings(self) -> EngineSettings:
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.__struct_fields__})
+
+    @property
+    def family(self) -> str:
+        """Such as `mistral`, `qwen2` or `llama`: models that want to be prompted alike."""
+        architecture = re.split(r"[ ,]", self.description.lower(), maxsplit=1)[0]
+        if architecture not in ("", "llama") and not architecture.startswith("mistral"):
+            return architecture
+        names = f"{architecture} {self.name} {self.title} {self.repository} {Path(self.path).name}".lower()
+        return "mistral" if any(name in names for name in MISTRALS) else architecture
 
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""

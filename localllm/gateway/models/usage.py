@@ -27,6 +27,7 @@ class UsageLog(models.Model):
     model_name = models.CharField(max_length=100)
     model_sha256 = models.CharField(max_length=64)
     schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
+    template_version = models.ForeignKey("gateway.PromptTemplateVersion", null=True, on_delete=models.SET_NULL)
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)

@@ -27,6 +27,7 @@ from localllm.inference.types import ChatRequest, Event, Finished, Loading, Mess
 
 log = logging.getLogger(__name__)
 
+Answer = Event | wire.Counted | wire.Previewed
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -46,7 +47,7 @@ CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
 class Pending:
     """A request on its way; events arrive in `inbox`, an exception ends it."""
 
-    inbox: asyncio.Queue[Event | Exception | int] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Answer | Exception] = field(default_factory=asyncio.Queue)
     rendering_since: float | None = None
 
 
@@ -106,7 +107,7 @@ class EngineHost:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, int)
+                assert not isinstance(item, wire.Counted | wire.Previewed)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -115,13 +116,24 @@ class EngineHost:
 
     async def count(self, messages: tuple[Message, ...]) -> int:
         """Exact number of prompt tokens of `messages`, chat template included."""
+        answer = await self._inquire(lambda id: wire.Count(id, messages))
+        assert isinstance(answer, wire.Counted)
+        return answer.num_tokens
+
+    async def preview(self, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """`messages` as the model would see them, chat template included, and the exact number of their tokens."""
+        answer = await self._inquire(lambda id: wire.Preview(id, messages))
+        assert isinstance(answer, wire.Previewed)
+        return answer.text, answer.num_tokens
+
+    async def _inquire(self, question: Callable[[int], wire.Count | wire.Preview]) -> Answer:
+        """The one answer to a question that generates nothing."""
         await self.wait_until_ready()
         async with self._open() as (id, pending):
-            self._send(wire.Count(id, messages))
+            self._send(question(id))
             answer = await pending.inbox.get()
             if isinstance(answer, Exception):
                 raise answer
-            assert isinstance(answer, int)
             return answer
 
     @contextlib.asynccontextmanager
@@ -217,8 +229,8 @@ class EngineHost:
                 self._mark_rendering(id, time.monotonic())
             case wire.Rendered(id=id):
                 self._mark_rendering(id, None)
-            case wire.Counted(id=id, num_tokens=count):
-                self._deliver(id, count)
+            case wire.Counted(id=id) | wire.Previewed(id=id):
+                self._deliver(id, message)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)
             case wire.Failed(id=id, error=error):
@@ -231,7 +243,7 @@ class EngineHost:
         if pending := self._pending.get(id):
             pending.rendering_since = since
 
-    def _deliver(self, id: int, item: Event | Exception | int) -> None:
+    def _deliver(self, id: int, item: Answer | Exception) -> None:
         if pending := self._pending.get(id):
             pending.inbox.put_nowait(item)
 

@@ -49,6 +49,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """What would the model see of these messages?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
 class Ping(msgspec.Struct, frozen=True, tag=True):
     pass
 
@@ -81,6 +88,12 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
+    num_tokens: int
+
+
+class Previewed(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
     num_tokens: int
 
 
@@ -132,8 +145,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

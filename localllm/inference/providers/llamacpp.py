@@ -50,6 +50,9 @@ class LlamaCpp:
     async def count(self, model: LocalModel, messages: tuple[Message, ...]) -> int:
         return await (await self.host(model)).count(messages)
 
+    async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
+        return await (await self.host(model)).preview(messages)
+
     async def host(self, model: LocalModel) -> EngineHost:
         """The running worker of `model`, started if need be. From the main thread's event loop only."""
         host = self._hosts.pop(model, None)
