@@ -10,27 +10,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
+from django.db.models import Q
 from django.utils import timezone
 
+from localllm.gateway.models import PromptTemplateVersion
 from localllm.inference.documents.extraction import Extract
 
-Mode = Literal["full", "summary", "passages", "cut"]
 MAX_NAME = 120
 MAX_ATTACHMENTS = 20  # of one message
 UNSENT_FOR = timedelta(days=1)  # then a file that was never sent is forgotten
-
-QUESTION = """\
-Answer the question from these passages of the attached files. Cite what you use by its number, like [1]. \
-If they do not hold the answer, say so.
-
-{passages}
-
-Question: {question}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +31,15 @@ class Choice:
     """A document that a message is to be sent with, and how."""
 
     document_id: uuid.UUID
-    mode: Mode
-    cut_at: int | None = None
+    mode: str
+    cut_at: int | None
+
+    @classmethod
+    def parse(cls, document: str, mode: str, cut_at: int | str | None) -> Choice:
+        """Raises ValueError or TypeError."""
+        if mode not in Attachment.MODES:
+            raise ValueError(f"{mode!r} is none of {', '.join(Attachment.MODES)}.")
+        return cls(uuid.UUID(document), mode, int(cut_at or 0) if mode == "cut" else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,7 @@ class Document(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="documents")
-    conversation = models.ForeignKey(
-        "chat.Conversation", null=True, on_delete=models.CASCADE, related_name="documents"
-    )
+    conversation = models.ForeignKey("chat.Conversation", null=True, on_delete=models.CASCADE, related_name="documents")
     name = models.CharField(max_length=MAX_NAME)
     media_type = models.CharField(max_length=100)
     size_bytes = models.PositiveIntegerField()
@@ -109,6 +107,41 @@ class Document(models.Model):
         return bisect_right(self.page_starts, offset) if self.page_starts else None
 
 
+class AttachmentQuerySet(models.QuerySet["Attachment"]):
+    def shown(self) -> AttachmentQuerySet:
+        """With what a page shows of them; the texts come when they are asked for."""
+        return self.select_related("document", "template_version__template").defer("document__text")
+
+    def attach(self, message: Any, choices: Sequence[Choice]) -> None:
+        """Raises ValueError with a sentence where a document is not the user's, or belongs to another chat."""
+        if len(choices) > MAX_ATTACHMENTS:
+            raise ValueError(f"{len(choices)} files are attached; {MAX_ATTACHMENTS} at most are taken. Leave some out.")
+        conversation = message.conversation
+        usable = Document.objects.filter(
+            Q(conversation=None) | Q(conversation=conversation), owner=conversation.owner_id
+        )
+        documents = usable.defer("text").in_bulk([choice.document_id for choice in choices])
+        for place, choice in enumerate(choices):
+            document = documents.get(choice.document_id)
+            if document is None:
+                raise ValueError("A file is not here any more. Remove it, and attach it again.")
+            cut_at = None if choice.cut_at is None else max(1, min(choice.cut_at, document.num_chars))
+            self.create(message=message, document=document, place=place, mode=choice.mode, cut_at=cut_at)
+        Document.objects.filter(pk__in=documents).update(conversation=conversation)
+
+    def copy(self, old: Any, new: Any) -> None:
+        """The files of a message for another way of asking; which passages count is for the new words to say."""
+        for each in old.attachments.all():
+            self.create(
+                message=new,
+                document_id=each.document_id,
+                place=each.place,
+                mode=each.mode,
+                cut_at=each.cut_at,
+                summary=each.summary,
+            )
+
+
 class Attachment(models.Model):
     """A document in a message. What stands for it in the prompt is stored, so that it stays the same."""
 
@@ -122,6 +155,11 @@ class Attachment(models.Model):
     cut_at = models.PositiveIntegerField(null=True, help_text="Characters that are sent of it in mode cut.")
     summary = models.TextField(blank=True)
     passages = models.JSONField(default=list, help_text="[number, start, end] of each, in the order of reading.")
+    template_version = models.ForeignKey(
+        PromptTemplateVersion, null=True, on_delete=models.RESTRICT, help_text="What the passages were asked with."
+    )
+
+    objects = AttachmentQuerySet.as_manager()
 
     class Meta:
         ordering = ("place",)
@@ -168,10 +206,11 @@ class Attachment(models.Model):
 def compose(text: str, attachments: Iterable[Attachment]) -> str:
     """The message as the model reads it: files first, then passages, the question last."""
     attachments = list(attachments)
-    passages = [passage for each in attachments for passage in each.shown_passages]
-    if passages:
+    template = next((each.template_version for each in attachments if each.template_version), None)
+    if template is not None:
+        passages = [passage for each in attachments for passage in each.shown_passages]
         listed = "\n\n".join(f"[{each.number}] ({each.source})\n{each.text}" for each in passages)
-        text = QUESTION.format(passages=listed, question=text)
+        text = template.render({"passages": listed, "question": text})
     return "\n\n".join([*(each.block for each in attachments if each.block), text])
 
 
@@ -188,17 +227,3 @@ def safe_name(name: str) -> str:
         return name
     suffix = PurePath(name).suffix[:20]
     return f"{name[: MAX_NAME - len(suffix) - 1]}…{suffix}"
-
-
-def choices_of(ids: Sequence[str], modes: Sequence[str], cuts: Sequence[str]) -> list[Choice]:
-    """What a form or a frame asks for, in aligned lists; raises ValueError."""
-    return [
-        Choice(uuid.UUID(id), _mode(mode), int(cut) if mode == "cut" else None)
-        for id, mode, cut in zip(ids, modes, cuts, strict=True)
-    ]
-
-
-def _mode(mode: Any) -> Mode:
-    if mode not in Attachment.MODES:
-        raise ValueError(f"{mode!r} is none of {', '.join(Attachment.MODES)}.")
-    return mode  # type: ignore[no-any-return]

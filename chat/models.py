@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
+from django.db.models import Prefetch
 from django.db.models.functions import Concat
 from django.utils import timezone
 
+from chat.attachments import Attachment, Choice, Document, Passage, compose
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
 
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
+
+__all__ = ["Attachment", "Conversation", "ConversationError", "Document", "Message"]
 
 
 class ConversationError(Exception):
@@ -93,7 +98,8 @@ class Conversation(models.Model):
         siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
         for id, parent_id in self._tree():
             siblings.setdefault(parent_id, []).append(id)
-        rows = self.messages.select_related("schema_version__schema").in_bulk(path)
+        messages = self.messages.select_related("schema_version__schema")
+        rows = messages.prefetch_related(Prefetch("attachments", Attachment.objects.shown())).in_bulk(path)
         branch = [rows[id] for id in path]
         for message in branch:
             message.versions = _versions(message.pk, siblings[message.parent_id])
@@ -102,6 +108,13 @@ class Conversation(models.Model):
     def _tree(self) -> list[tuple[uuid.UUID, uuid.UUID | None]]:
         """(id, parent id) of every message, oldest first. Of 2,000 messages the texts would take too long."""
         return list(self.messages.order_by("created_at").values_list("pk", "parent_id"))
+
+    def passages(self, path: list[uuid.UUID]) -> dict[int, Passage]:
+        """What the model was shown on `path`, by the numbers it may cite."""
+        found = Attachment.objects.shown().filter(message__conversation=self, mode="passages")
+        on_path = set(path)
+        shown = [passage for each in found if each.message_id in on_path for passage in each.shown_passages]
+        return {passage.number: passage for passage in shown}
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
@@ -154,17 +167,19 @@ class Conversation(models.Model):
         """Have the answers to come follow this schema, or none. Stored along with the next one."""
         self.schema_id = schema_id
 
-    def send(self, cid: str, text: str) -> tuple[Message, Message]:
+    def send(self, cid: str, text: str, attachments: Sequence[Choice] = ()) -> tuple[Message, Message]:
         """Add a user message and the reply to be written; the same `cid` again changes nothing."""
-        return self._ask(cid, text, parent_id=self.leaf_id)
+        return self._ask(cid, text, self.leaf_id, lambda question: Attachment.objects.attach(question, attachments))
 
     def edit(self, cid: str, message: Message, text: str) -> tuple[Message, Message]:
-        """Ask differently: a sibling of a user message, with a reply of its own."""
+        """Ask differently: a sibling of a user message, with its files and a reply of its own."""
         if message.role != "user":
             raise ConversationError("Only your own messages can be edited.")
-        return self._ask(cid, text, parent_id=message.parent_id)
+        return self._ask(cid, text, message.parent_id, lambda question: Attachment.objects.copy(message, question))
 
-    def _ask(self, cid: str, text: str, parent_id: uuid.UUID | None) -> tuple[Message, Message]:
+    def _ask(
+        self, cid: str, text: str, parent_id: uuid.UUID | None, attach: Callable[[Message], None]
+    ) -> tuple[Message, Message]:
         text = text.replace("\x00", "").strip()
         if not text:
             raise ConversationError("The message is empty. Write something first.")
@@ -177,6 +192,10 @@ class Conversation(models.Model):
                 return question, question.children.latest("created_at")
             self._refuse_while_answering()
             question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
+            try:
+                attach(question)
+            except ValueError as exc:
+                raise ConversationError(str(exc)) from exc
             reply = self._new_reply(question)
             if not self.title:
                 self.title = _title_from(text)
@@ -286,8 +305,8 @@ class Message(models.Model):
 
     @property
     def content(self) -> str:
-        """What the model reads of it."""
-        return self.text
+        """What the model reads of it, attached files included."""
+        return compose(self.text, self.attachments.all()) if self.role == "user" else self.text
 
     @property
     def can_continue(self) -> bool:
