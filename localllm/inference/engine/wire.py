@@ -49,6 +49,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class CountTexts(msgspec.Struct, frozen=True, tag=True):
+    """How many tokens is each of these texts by itself, without a chat template around it?"""
+
+    id: int
+    texts: tuple[str, ...]
+
+
 class Preview(msgspec.Struct, frozen=True, tag=True):
     """What would the model see of these messages?"""
 
@@ -89,6 +96,11 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class CountedTexts(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    num_tokens: tuple[int, ...]
 
 
 class Previewed(msgspec.Struct, frozen=True, tag=True):
@@ -145,8 +157,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Preview | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Told | Failed | Pong
+Inquiry = Count | CountTexts | Preview  # generates nothing, and has one answer
+InquiryAnswer = Counted | CountedTexts | Previewed
+ToWorker = Load | Submit | Cancel | Inquiry | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,9 @@ class LlamaCpp:
 
     async def count(self, model: LocalModel, messages: tuple[Message, ...]) -> int:
         return await (await self.host(model)).count(messages)
+
+    async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        return await (await self.host(model)).count_texts(texts)
 
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         return await (await self.host(model)).preview(messages)
