@@ -28,44 +28,44 @@ UNSENT_FOR = timedelta(days=1)  # then a file that was never sent is forgotten
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A document that a message is to be sent with, and how."""
+    """A file that a message is to be sent with, and how."""
 
-    document_id: uuid.UUID
+    file_id: uuid.UUID
     mode: str
     cut_at: int | None
 
     @classmethod
-    def parse(cls, document: str, mode: str, cut_at: int | str | None) -> Choice:
+    def parse(cls, file: str, mode: str, cut_at: int | str | None) -> Choice:
         """Raises ValueError or TypeError."""
         if mode not in Attachment.MODES:
             raise ValueError(f"{mode!r} is none of {', '.join(Attachment.MODES)}.")
-        return cls(uuid.UUID(document), mode, int(cut_at or 0) if mode == "cut" else None)
+        return cls(uuid.UUID(file), mode, int(cut_at or 0) if mode == "cut" else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document that the model was shown under `number`; numbers run on through a branch."""
+    """A piece of a file that the model was shown under `number`; numbers run on through a branch."""
 
     number: int
     start: int
     end: int
-    document: Document
+    file: File
 
     @property
     def text(self) -> str:
-        return self.document.text[self.start : self.end]
+        return self.file.text[self.start : self.end]
 
     @property
     def source(self) -> str:
-        page = self.document.page_at(self.start)
-        return f"{self.document.name}, page {page}" if page else self.document.name
+        page = self.file.page_at(self.start)
+        return f"{self.file.name}, page {page}" if page else self.file.name
 
 
-class DocumentQuerySet(models.QuerySet["Document"]):
-    def owned_by(self, user: User | AnonymousUser) -> DocumentQuerySet:
+class FileQuerySet(models.QuerySet["File"]):
+    def owned_by(self, user: User | AnonymousUser) -> FileQuerySet:
         return self.filter(owner_id=user.pk) if user.pk else self.none()
 
-    def add(self, owner: User, name: str, size_bytes: int, extract: Extract) -> Document:
+    def add(self, owner: User, name: str, size_bytes: int, extract: Extract) -> File:
         """Keep what a file says. Files that this owner has never sent are forgotten after a day."""
         self.filter(owner=owner, conversation=None, created_at__lt=timezone.now() - UNSENT_FOR).delete()
         return self.create(
@@ -80,12 +80,12 @@ class DocumentQuerySet(models.QuerySet["Document"]):
         )
 
 
-class Document(models.Model):
+class File(models.Model):
     """The text of one file. It belongs to nobody's chat until it is sent, and then goes with that chat."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="documents")
-    conversation = models.ForeignKey("chat.Conversation", null=True, on_delete=models.CASCADE, related_name="documents")
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="files")
+    conversation = models.ForeignKey("chat.Conversation", null=True, on_delete=models.CASCADE, related_name="files")
     name = models.CharField(max_length=MAX_NAME)
     media_type = models.CharField(max_length=100)
     size_bytes = models.PositiveIntegerField()
@@ -95,7 +95,7 @@ class Document(models.Model):
     notes = models.JSONField(default=list, help_text="What could not be taken over, in sentences.")
     created_at = models.DateTimeField(default=timezone.now)
 
-    objects = DocumentQuerySet.as_manager()
+    objects = FileQuerySet.as_manager()
 
     class Meta:
         ordering = ("created_at",)
@@ -110,31 +110,29 @@ class Document(models.Model):
 class AttachmentQuerySet(models.QuerySet["Attachment"]):
     def shown(self) -> AttachmentQuerySet:
         """With what a page shows of them; the texts come when they are asked for."""
-        return self.select_related("document", "template_version__template").defer("document__text")
+        return self.select_related("file", "template_version__template").defer("file__text")
 
     def attach(self, message: Any, choices: Sequence[Choice]) -> None:
-        """Raises ValueError with a sentence where a document is not the user's, or belongs to another chat."""
+        """Raises ValueError with a sentence where a file is not the user's, or belongs to another chat."""
         if len(choices) > MAX_ATTACHMENTS:
             raise ValueError(f"{len(choices)} files are attached; {MAX_ATTACHMENTS} at most are taken. Leave some out.")
         conversation = message.conversation
-        usable = Document.objects.filter(
-            Q(conversation=None) | Q(conversation=conversation), owner=conversation.owner_id
-        )
-        documents = usable.defer("text").in_bulk([choice.document_id for choice in choices])
+        usable = File.objects.filter(Q(conversation=None) | Q(conversation=conversation), owner=conversation.owner_id)
+        files = usable.defer("text").in_bulk([choice.file_id for choice in choices])
         for place, choice in enumerate(choices):
-            document = documents.get(choice.document_id)
-            if document is None:
+            file = files.get(choice.file_id)
+            if file is None:
                 raise ValueError("A file is not here any more. Remove it, and attach it again.")
-            cut_at = None if choice.cut_at is None else max(1, min(choice.cut_at, document.num_chars))
-            self.create(message=message, document=document, place=place, mode=choice.mode, cut_at=cut_at)
-        Document.objects.filter(pk__in=documents).update(conversation=conversation)
+            cut_at = None if choice.cut_at is None else max(1, min(choice.cut_at, file.num_chars))
+            self.create(message=message, file=file, place=place, mode=choice.mode, cut_at=cut_at)
+        File.objects.filter(pk__in=files).update(conversation=conversation)
 
     def copy(self, old: Any, new: Any) -> None:
         """The files of a message for another way of asking; which passages count is for the new words to say."""
         for each in old.attachments.all():
             self.create(
                 message=new,
-                document_id=each.document_id,
+                file_id=each.file_id,
                 place=each.place,
                 mode=each.mode,
                 cut_at=each.cut_at,
@@ -143,13 +141,13 @@ class AttachmentQuerySet(models.QuerySet["Attachment"]):
 
 
 class Attachment(models.Model):
-    """A document in a message. What stands for it in the prompt is stored, so that it stays the same."""
+    """A file in a message. What stands for it in the prompt is stored, so that it stays the same."""
 
     MODES = ("full", "summary", "passages", "cut")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     message = models.ForeignKey("chat.Message", on_delete=models.CASCADE, related_name="attachments")
-    document = models.ForeignKey(Document, on_delete=models.CASCADE, related_name="attachments")
+    file = models.ForeignKey(File, on_delete=models.CASCADE, related_name="attachments")
     place = models.PositiveSmallIntegerField()
     mode = models.CharField(max_length=8, choices=[(mode, mode) for mode in MODES])
     cut_at = models.PositiveIntegerField(null=True, help_text="Characters that are sent of it in mode cut.")
@@ -165,25 +163,25 @@ class Attachment(models.Model):
         ordering = ("place",)
 
     def __str__(self) -> str:
-        return f"{self.document} ({self.mode})"
+        return f"{self.file} ({self.mode})"
 
     @property
     def is_settled(self) -> bool:
         """Whether what stands for it in the prompt is known."""
-        return bool({"summary": self.summary, "passages": self.passages}.get(self.mode, True))
+        return bool({"summary": self.summary, "passages": self.template_version_id}.get(self.mode, True))
 
     @property
     def shown_passages(self) -> list[Passage]:
-        return [Passage(*each, self.document) for each in self.passages]
+        return [Passage(number, start, end, self.file) for number, start, end in self.passages]
 
     @property
     def form(self) -> str:
         """In what form it was sent, in words."""
         match self.mode:
             case "cut":
-                page = self.document.page_at((self.cut_at or 1) - 1)
+                page = self.file.page_at((self.cut_at or 1) - 1)
                 where = f"page {page}, " if page else ""
-                return f"cut after {where}{self.cut_at or 0:,} of {self.document.num_chars:,} characters"
+                return f"cut after {where}{self.cut_at or 0:,} of {self.file.num_chars:,} characters"
             case "passages":
                 return f"{len(self.passages)} passages" if self.passages else "relevant passages"
             case "summary":
@@ -195,11 +193,11 @@ class Attachment(models.Model):
         """What stands for the whole file in the prompt; nothing for passages, which stand around the question."""
         match self.mode:
             case "full":
-                return _block(self.document.name, self.document.text)
+                return _block(self.file.name, self.file.text)
             case "cut":
-                return _block(f"{self.document.name} ({self.form})", self.document.text[: self.cut_at])
+                return _block(f"{self.file.name} ({self.form})", self.file.text[: self.cut_at])
             case "summary":
-                return _block(f"Summary of {self.document.name}", self.summary) if self.summary else ""
+                return _block(f"Summary of {self.file.name}", self.summary) if self.summary else ""
         return ""
 
 

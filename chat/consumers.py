@@ -11,7 +11,7 @@ From the browser                             To the browser
                                                done {message, status}          fetch its final form
                                                error {cid?, message}           a sentence; nothing was changed
 A cursor is a code-point offset in the reply's text, opaque to the browser. `schema` is the id of one, or null
-for an answer without; it holds for the messages to come. `attachments` are [{document, mode, cut_at?}] of
+for an answer without; it holds for the messages to come. `attachments` are [{file, mode, cut_at?}] of
 uploaded files. An answer by a schema comes in `reset` frames only:
 its form so far as html, at most every 120 ms, also after a draft that was not valid was thrown away.
 The socket only reads: a reply belongs to the server, and a closed tab stops nothing.
@@ -203,11 +203,9 @@ def _text(frame: dict[str, Any]) -> str:
 
 def _attachments(frame: dict[str, Any]) -> list[Choice]:
     try:
-        return [
-            Choice.parse(each["document"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())
-        ]
+        return [Choice.parse(each["file"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())]
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise FrameError("Expected attachments, each with the id of a document and a mode.") from None
+        raise FrameError("Expected attachments, each with the id of a file and a mode.") from None
 
 
 def _message_id(frame: dict[str, Any]) -> UUID:

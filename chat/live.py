@@ -18,7 +18,8 @@ from uuid import UUID
 import msgspec
 from django.db import transaction
 
-from chat import markdown
+from chat import attaching, markdown
+from chat.attachments import Attachment
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
 from localllm.gateway.models import LanguageModel
@@ -275,14 +276,18 @@ async def _write(reply: LiveReply) -> None:
 
 
 async def _generate(reply: LiveReply) -> Finished | StructuredResult:
+    await _settle_files(reply)
+
     def prepare() -> _Question:
         conversation = Conversation.objects.select_related("model", "owner").get(pk=reply.message.conversation_id)
+        files = Attachment.objects.filter(message__children=reply.message, template_version__isnull=False)
         asker = completions.Asker(
             source="chat",
             user=conversation.owner,
             conversation_id=conversation.pk,
             message_id=reply.message.pk,
             schema_version_id=reply.message.schema_version_id,
+            template_version_id=files.values_list("template_version_id", flat=True).first(),
         )
         version = reply.message.schema_version
         return _Question(
@@ -308,6 +313,14 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
     return outcome
+
+
+async def _settle_files(reply: LiveReply) -> None:
+    """What the question's files are asked with is stored before the first word of an answer."""
+    async with aclosing(attaching.settle(reply.message)) as fractions:
+        async for fraction in fractions:
+            reply.stage = {"stage": "summary", "fraction": round(fraction, 2)}
+            reply.wake()
 
 
 async def _ask(question: _Question) -> AsyncGenerator[Event | Attempt | StructuredResult]:

@@ -14,7 +14,7 @@ from django.db.models import Prefetch
 from django.db.models.functions import Concat
 from django.utils import timezone
 
-from chat.attachments import Attachment, Choice, Document, Passage, compose
+from chat.attachments import Attachment, Choice, File, Passage, compose
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
@@ -22,7 +22,7 @@ from localllm.inference.types import Message as Turn
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
 
-__all__ = ["Attachment", "Conversation", "ConversationError", "Document", "Message"]
+__all__ = ["Attachment", "Conversation", "ConversationError", "File", "Message"]
 
 
 class ConversationError(Exception):
@@ -128,16 +128,20 @@ class Conversation(models.Model):
         schemas: Any = Conversation._meta.get_field("schema").related_model
         return schemas.objects.visible_to(user).filter(versions__isnull=False).distinct()  # type: ignore[no-any-return]
 
+    def turns(self, model: LanguageModel, leaf_id: uuid.UUID | None) -> tuple[Turn, ...]:
+        """The branch down to `leaf_id` as `model` reads it, the system prompt first."""
+        system = self.system_prompt or model.system_prompt
+        turns = [Turn("system", system)] if system else []
+        for message in self.branch(self.path(leaf_id) if leaf_id else []):
+            if message.content:
+                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
+        return tuple(turns)
+
     def request_for(self, reply: Message) -> ChatRequest:
         """What the model is asked so that `reply` is written, or written on; by its schema where it has one."""
         model = self.resolved_model()
-        system = self.system_prompt or model.system_prompt
-        turns = [Turn("system", system)] if system else []
-        for message in self.branch(self.path(reply.parent_id)):
-            if message.content:
-                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
         request = ChatRequest(
-            messages=tuple(turns),
+            messages=self.turns(model, reply.parent_id),
             params=self.sampling(model),
             prefix=reply.text,
             reasoning=reply.reasoning,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -133,7 +134,7 @@ def _docx(data: bytes) -> Extract:
         raise DocumentRefused(
             "This is a ZIP file and no Word document. Unpack it and attach what is in it; save a sheet as CSV."
         ) from None
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, zipfile.zlib.error) as exc:
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, zlib.error) as exc:
         raise DocumentRefused(f"The Word document is damaged or has a password ({exc}). Save it again.") from None
     except expat.ExpatError as exc:
         raise DocumentRefused(f"The Word document is damaged ({exc}). Save it again.") from None

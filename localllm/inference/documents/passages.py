@@ -12,11 +12,12 @@ from contextlib import closing
 
 import msgspec
 
+from localllm.inference.chunking import sentences
+
 TARGET_CHARS = 700  # of a passage; shorter ones are joined up to this
 MAX_CHARS = 1_200
 MAX_WORDS = 60  # of a question
 PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
-SENTENCE_END = re.compile(r"(?<=[.!?…。！？])\s+|\n+|(?<=[。！？])")
 WORD = re.compile(r"\w+")
 
 
@@ -35,7 +36,8 @@ def choose(documents: Sequence[str], question: str, max_chars: int) -> list[Pass
     """
     passages = [Passage(number, start, end) for number, text in enumerate(documents) for start, end in spans(text)]
     texts = [documents[each.document][each.start : each.end] for each in passages]
-    chosen, num_chars = [], 0
+    chosen: list[int] = []
+    num_chars = 0
     for place in _ranked(texts, question) or range(len(texts)):
         num_chars += len(texts[place])
         if num_chars > max_chars and chosen:
@@ -61,6 +63,8 @@ def spans(text: str) -> list[tuple[int, int]]:
     """Where the passages of `text` begin and end, in order. Between them there is nothing but white space."""
     joined: list[tuple[int, int]] = []
     for start, end in _units(text):
+        if not text[start:end].strip():
+            continue
         if joined and end - joined[-1][0] <= TARGET_CHARS:
             joined[-1] = (joined[-1][0], end)
         else:
@@ -70,21 +74,21 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 def _units(text: str) -> Iterator[tuple[int, int]]:
     """Paragraphs; of a long one its sentences; of a long sentence pieces between words."""
-    for start, end in _between(PARAGRAPH_END, text, 0, len(text)):
+    for start, end in _paragraphs(text):
         if end - start <= MAX_CHARS:
             yield start, end
             continue
-        for first, last in _between(SENTENCE_END, text, start, end):
-            yield from _pieces(text, first, last)
+        for sentence in sentences(text[start:end]):
+            yield from _pieces(text, start, start + len(sentence.rstrip()))
+            start += len(sentence)
 
 
-def _between(separator: re.Pattern[str], text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    for match in separator.finditer(text, start, end):
-        if text[start : match.start()].strip():
-            yield start, match.start()
+def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
+    start = 0
+    for match in PARAGRAPH_END.finditer(text):
+        yield start, match.start()
         start = match.end()
-    if text[start:end].strip():
-        yield start, end
+    yield start, len(text)
 
 
 def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
