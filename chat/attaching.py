@@ -23,6 +23,7 @@ from localllm.inference.types import Message as Turn
 ANSWER_TOKENS = 512  # kept free for the answer where the chat does not say how long it may get
 LEAST_SHARE = 48  # tokens of a file; with less it says nothing
 PASSAGES_TOKENS = 2_000  # of all passages of a question: more takes long to read, and seldom helps
+SUMMARY_TOKENS = 1_000  # of one file, and at most a quarter of the window: its parts must fit beside it
 QUESTION_TOKENS = 128  # kept free for the question while it is not written yet
 CHARS_PER_TOKEN = 3.5  # a guess, for when the model is not loaded
 SAMPLE_CHARS = 4_000
@@ -39,8 +40,12 @@ class Fit:
     cut_at: int | None
 
     @property
-    def cut_page(self) -> int | None:
-        return self.file.page_at(self.cut_at - 1) if self.cut_at else None
+    def size(self) -> str:
+        return f"{'' if self.is_exact else 'about '}{self.num_tokens:,} tokens"
+
+    @property
+    def cut(self) -> str:
+        return self.file.cut(self.cut_at) if self.cut_at else ""
 
 
 async def fit(file: File, conversation: Conversation, model: LanguageModel, beside: Sequence[File] = ()) -> Fit:
@@ -81,7 +86,7 @@ async def settle(reply: Message) -> AsyncGenerator[float]:
             "few. Begin a new chat with them, or choose a model with a larger context."
         )
     for number, attachment in enumerate(task.to_summarise):
-        async for fraction in _summarise(attachment, task, share):
+        async for fraction in _summarise(attachment, task, min(share, SUMMARY_TOKENS, info.window // 4)):
             yield (number + fraction) / len(task.to_summarise)
     if task.to_search:
         await _search(task, min(share, PASSAGES_TOKENS))

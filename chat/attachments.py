@@ -27,7 +27,7 @@ UNSENT_FOR = timedelta(days=1)  # then a file that was never sent is forgotten
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FileChoice:
     """A file that a message is to be sent with, and how."""
 
     file_id: uuid.UUID
@@ -35,7 +35,7 @@ class Choice:
     cut_at: int | None
 
     @classmethod
-    def parse(cls, file: str, mode: str, cut_at: int | str | None) -> Choice:
+    def parse(cls, file: str, mode: str, cut_at: int | str | None) -> FileChoice:
         """Raises ValueError or TypeError."""
         if mode not in Attachment.MODES:
             raise ValueError(f"{mode!r} is none of {', '.join(Attachment.MODES)}.")
@@ -106,13 +106,18 @@ class File(models.Model):
     def page_at(self, offset: int) -> int | None:
         return bisect_right(self.page_starts, offset) if self.page_starts else None
 
+    def cut(self, offset: int) -> str:
+        """Where it is cut, in words."""
+        page = self.page_at(max(0, offset - 1))
+        return f"cut after {f'page {page}, ' if page else ''}{offset:,} of {self.num_chars:,} characters"
+
 
 class AttachmentQuerySet(models.QuerySet["Attachment"]):
     def shown(self) -> AttachmentQuerySet:
         """With what a page shows of them; the texts come when they are asked for."""
         return self.select_related("file", "template_version__template").defer("file__text")
 
-    def attach(self, message: Any, choices: Sequence[Choice]) -> None:
+    def attach(self, message: Any, choices: Sequence[FileChoice]) -> None:
         """Raises ValueError with a sentence where a file is not the user's, or belongs to another chat."""
         if len(choices) > MAX_ATTACHMENTS:
             raise ValueError(f"{len(choices)} files are attached; {MAX_ATTACHMENTS} at most are taken. Leave some out.")
@@ -179,9 +184,7 @@ class Attachment(models.Model):
         """In what form it was sent, in words."""
         match self.mode:
             case "cut":
-                page = self.file.page_at((self.cut_at or 1) - 1)
-                where = f"page {page}, " if page else ""
-                return f"cut after {where}{self.cut_at or 0:,} of {self.file.num_chars:,} characters"
+                return self.file.cut(self.cut_at or 0)
             case "passages":
                 return f"{len(self.passages)} passages" if self.passages else "relevant passages"
             case "summary":

@@ -33,7 +33,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from chat import live
-from chat.attachments import Choice
+from chat.attachments import FileChoice
 from chat.models import Conversation, ConversationError, Message
 from localllm.gateway import database
 
@@ -201,9 +201,11 @@ def _text(frame: dict[str, Any]) -> str:
     return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
 
 
-def _attachments(frame: dict[str, Any]) -> list[Choice]:
+def _attachments(frame: dict[str, Any]) -> list[FileChoice]:
     try:
-        return [Choice.parse(each["file"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())]
+        return [
+            FileChoice.parse(each["file"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())
+        ]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise FrameError("Expected attachments, each with the id of a file and a mode.") from None
 

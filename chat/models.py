@@ -14,7 +14,7 @@ from django.db.models import Prefetch
 from django.db.models.functions import Concat
 from django.utils import timezone
 
-from chat.attachments import Attachment, Choice, File, Passage, compose
+from chat.attachments import Attachment, File, FileChoice, Passage, compose
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
@@ -171,7 +171,7 @@ class Conversation(models.Model):
         """Have the answers to come follow this schema, or none. Stored along with the next one."""
         self.schema_id = schema_id
 
-    def send(self, cid: str, text: str, attachments: Sequence[Choice] = ()) -> tuple[Message, Message]:
+    def send(self, cid: str, text: str, attachments: Sequence[FileChoice] = ()) -> tuple[Message, Message]:
         """Add a user message and the reply to be written; the same `cid` again changes nothing."""
         return self._ask(cid, text, self.leaf_id, lambda question: Attachment.objects.attach(question, attachments))
 

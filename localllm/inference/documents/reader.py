@@ -47,14 +47,16 @@ _answer = msgspec.msgpack.Decoder(Extract | Refusal)
 async def read(data: bytes, name: str) -> Extract:
     """Raises DocumentRefused."""
     if len(data) > MAX_BYTES:
-        raise DocumentRefused(
-            f"The file has {len(data) / 1e6:.1f} MB; {MAX_BYTES / 1e6:.0f} MB at most are taken. Divide it."
-        )
+        raise DocumentRefused(too_large(len(data)))
     async with _turns:
         answer = await _ask(msgspec.msgpack.encode(File(data, name)))
     if isinstance(answer, Refusal):
         raise DocumentRefused(answer.reason)
     return answer
+
+
+def too_large(size: int) -> str:
+    return f"The file has {size / 1e6:.1f} MB; {MAX_BYTES / 1e6:.1f} MB at most are taken. Divide it."
 
 
 async def _ask(request: bytes) -> Extract | Refusal:
