@@ -1,6 +1,6 @@
 """The pages of the chat. The socket is routed in localllm/asgi.py."""
 
-from django.urls import path
+from django.urls import include, path
 
 from chat import file_views, views
 
@@ -27,4 +27,5 @@ urlpatterns = [
     path("chat/<uuid:id>/select", views.select, name="select"),
     path("chat/<uuid:id>/model", views.model, name="model"),
     path("chat/<uuid:id>/settings", views.settings, name="settings"),
+    path("", include("chat.archive.urls")),
 ]

@@ -21,6 +21,7 @@ from django.core.handlers.exception import convert_exception_to_response
 from django.urls import path
 
 from chat import live
+from chat.archive import importing
 from chat.consumers import ChatConsumer
 from localllm.gateway import database, downloads, jobs, registration
 from localllm.gateway.models import LanguageModel
@@ -69,7 +70,7 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await registration.register_configured(say)
         await _preload(say)
         await live.resume_interrupted()
-        await jobs.runner.start({"batch": batches.run, "download": downloads.run})
+        await jobs.runner.start({"batch": batches.run, "download": downloads.run, "import": importing.run})
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 

@@ -59,6 +59,20 @@ TABLE: dict[str, list[Row]] = {
     "chat:message": [own("GET", 200)],
     "chat:data": [own("GET", 200)],
     "chat:feedback": [own("POST", 302, value="1")],
+    "chat:passage": [own("GET", 200)],
+    "chat:attachment": [own("GET", 200)],
+    "chat:upload": [any_user("POST", 422)],
+    "chat:file-chip": [own("GET", 200)],
+    "chat:file-remove": [own("POST", 204)],
+    "chat:export-markdown": [own("GET", 200)],
+    "chat:export-json": [own("GET", 200)],
+    "chat:archive-index": [any_user("GET", 200)],
+    "chat:export-account-json": [any_user("GET", 200)],
+    "chat:export-account-zip": [any_user("GET", 200)],
+    "chat:import": [any_user("POST", 400)],
+    "chat:import-part": [any_user("POST", 400)],
+    "chat:imports": [any_user("GET", 200)],
+    "chat:import-cancel": [own("POST", 302)],
     "chat:menu": [own("GET", 200)],
     "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
     "chat:delete": [own("GET", 200), own("POST", 302)],
@@ -132,7 +146,9 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
+from chat.attachments import Attachment, File
 from localllm.gateway.models import Job
+from localllm.gateway.models import PromptTemplate
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -157,6 +173,14 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    file = File.objects.create(owner=chat.owner, name="a.txt", media_type="text/plain", size_bytes=2, text="Hi", num_chars=2)
+    rag = PromptTemplate.objects.get(name="rag_query", family="").current
+    sent = Attachment.objects.create(
+        message_id=ids["question"], file=file, place=0, mode="passages", passages=[[1, 0, 2]], template_version=rag
+    )
+    unsent = File.objects.create(owner=chat.owner, name="b.txt", media_type="text/plain", size_bytes=2, text="Hi", num_chars=2)
+    importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
+    ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
@@ -218,6 +242,8 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {"attachment_id": ids["attachment"], "file_id": ids["file"], "number": 1}
+    known |= {"job_id": ids["import"], "upload_id": ids["import"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})
