@@ -173,12 +173,12 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
-    file = File.objects.create(owner=chat.owner, name="a.txt", media_type="text/plain", size_bytes=2, text="Hi", num_chars=2)
+    about = {"media_type": "text/plain", "size_bytes": 2, "text": "Hi", "num_chars": 2}
+    file, unsent = (File.objects.create(owner=chat.owner, name=name, **about) for name in ("a.txt", "b.txt"))
     rag = PromptTemplate.objects.get(name="rag_query", family="").current
     sent = Attachment.objects.create(
         message_id=ids["question"], file=file, place=0, mode="passages", passages=[[1, 0, 2]], template_version=rag
     )
-    unsent = File.objects.create(owner=chat.owner, name="b.txt", media_type="text/plain", size_bytes=2, text="Hi", num_chars=2)
     importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
     ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
