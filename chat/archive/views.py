@@ -13,6 +13,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
+from django_htmx.http import trigger_client_event
 
 from chat.archive import exporting, importing
 from chat.views import Request, own_conversation
@@ -112,7 +113,9 @@ def _begin(owner: User, path: Path, name: str) -> None:
 @require_GET
 def imports(request: Request) -> HttpResponse:
     """The list of imports, which asks for itself while one goes on."""
-    return render(request, "chat/_imports.html", _imports(request))
+    context = _imports(request)
+    response = render(request, "chat/_imports.html", context)
+    return response if context["is_importing"] else trigger_client_event(response, "chats-changed")
 
 
 @require_POST
