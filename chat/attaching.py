@@ -77,7 +77,7 @@ async def settle(reply: Message) -> AsyncGenerator[float]:
     task = await database.read(_Task.of, reply)
     if task is None:
         return
-    info = await (await local.host(task.model.local())).wait_until_ready()
+    info = await summaries.model_info(task.model)
     room = await _room(info.window, task.turns, task.conversation, task.model)
     share = room // (len(task.to_summarise) + bool(task.to_search))
     if share < LEAST_SHARE:

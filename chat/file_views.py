@@ -14,9 +14,10 @@ from django.views.decorators.http import require_GET, require_POST
 from chat import attaching
 from chat.attachments import Attachment, File, Passage
 from chat.models import Conversation
-from chat.views import Request, own_conversation, read_id
+from chat.views import own_conversation, read_id
 from localllm.gateway import database
 from localllm.gateway.models import LanguageModel
+from localllm.gateway.pages.request import Request
 from localllm.inference.documents import reader
 from localllm.inference.errors import DocumentRefused, ProviderError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from django.conf import settings
@@ -15,7 +16,9 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from chat.attachments import Attachment, File, FileChoice, Passage, compose
-from localllm.gateway.models import Feedback, LanguageModel
+from localllm.gateway.models import Feedback, LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.prompt_template import chat_variables
+from localllm.gateway.models.usage import subject
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
 
@@ -59,6 +62,7 @@ class Conversation(models.Model):
     # Empty means: as the model has it
     model = models.ForeignKey(LanguageModel, null=True, blank=True, on_delete=models.SET_NULL)
     schema = models.ForeignKey("schemas_app.Schema", null=True, blank=True, on_delete=models.SET_NULL)
+    template = models.ForeignKey(PromptTemplate, null=True, blank=True, on_delete=models.SET_NULL)
     system_prompt = models.TextField(blank=True)
     temperature = models.FloatField(null=True, blank=True)
     top_p = models.FloatField(null=True, blank=True)
@@ -118,7 +122,7 @@ class Conversation(models.Model):
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
-        if self.model is not None and self.model.is_enabled:
+        if self.model is not None and self.model.is_enabled and not self.model.is_embedding:
             return self.model
         return LanguageModel.objects.default()
 
@@ -130,7 +134,7 @@ class Conversation(models.Model):
 
     def turns(self, model: LanguageModel, leaf_id: uuid.UUID | None) -> tuple[Turn, ...]:
         """The branch down to `leaf_id` as `model` reads it, the system prompt first."""
-        system = self.system_prompt or model.system_prompt
+        system = self.system_text(model)
         turns = [Turn("system", system)] if system else []
         for message in self.branch(self.path(leaf_id) if leaf_id else []):
             if message.content:
@@ -148,6 +152,30 @@ class Conversation(models.Model):
             owner=f"user:{self.owner_id}",
         )
         return reply.schema_version.applied_to(request) if reply.schema_version else request
+
+    @cached_property
+    def prompt_version(self) -> PromptTemplateVersion | None:
+        """What its next answer's system prompt is made by; None where its owner's own text stands alone.
+
+        Looked up once: what is asked and what is logged are the same, whatever is published in between.
+        """
+        if self.system_prompt and self.template is None:
+            return None
+        name = self.template.name if self.template and self.template.deleted_at is None else "chat"
+        try:
+            template = PromptTemplate.objects.named(name, self.resolved_model())
+        except PromptTemplate.DoesNotExist:
+            return None
+        return template.version_for(subject(conversation_id=self.pk))
+
+    def prompt_variables(self, model: LanguageModel) -> dict[str, str]:
+        return chat_variables(self.system_prompt or model.system_prompt)
+
+    def system_text(self, model: LanguageModel) -> str:
+        """Its system prompt. Raises TemplateError."""
+        if self.prompt_version is None:
+            return self.system_prompt or model.system_prompt
+        return self.prompt_version.render(self.prompt_variables(model))
 
     def sampling(self, model: LanguageModel) -> SamplingParams:
         def pick(name: str) -> Any:

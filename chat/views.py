@@ -16,23 +16,22 @@ from uuid import UUID, uuid4
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, QueryDict
+from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh, trigger_client_event
-from django_htmx.middleware import HtmxDetails
 
 from chat import citations, live, markdown
 from chat.attachments import FileChoice, Passage
 from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
-from localllm.gateway import data_view, database
+from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.gateway.models.feedback import MAX_NOTE
-from localllm.gateway.providers import local
+from localllm.gateway.pages.request import Request
 from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
@@ -44,13 +43,6 @@ SUGGESTIONS = (
     "What is LocalLLM?",
     "Extract name and city as JSON: Maya Lindgren lives in Uppsala.",
 )
-
-
-class Request(HttpRequest):
-    """As the middleware leaves it."""
-
-    htmx: HtmxDetails
-    user: User
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +143,7 @@ def _begin(
 
 
 def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpResponse:
-    models = list(LanguageModel.objects.filter(is_enabled=True))
+    models = list(LanguageModel.objects.answering())
     by_name = {model.name: model for model in models}
     chosen = by_name.get(choices.get("model", "")) or next((m for m in models if m.is_default), None)
     context = _shell(request) | {
@@ -175,7 +167,7 @@ def show(request: Request, id: UUID) -> HttpResponse:
     if target and target not in path:
         conversation.select(get_object_or_404(conversation.messages, pk=target))
         path = conversation.path()
-    models = list(LanguageModel.objects.filter(is_enabled=True))
+    models = list(LanguageModel.objects.answering())
     chosen = _model_of(conversation)
     context = _shell(request, conversation) | {
         "choices": _choices(models, chosen),
@@ -345,7 +337,7 @@ def archive(request: Request, id: UUID) -> HttpResponse:
 def model(request: Request, id: UUID) -> HttpResponse:
     """Choose the model of the answers to come."""
     conversation = own_conversation(request, id)
-    chosen = get_object_or_404(LanguageModel, name=request.POST.get("model", ""), is_enabled=True)
+    chosen = get_object_or_404(LanguageModel.objects.answering(), name=request.POST.get("model", ""))
     Conversation.objects.filter(pk=conversation.pk).update(model=None if chosen.is_default else chosen)
     return HttpResponseClientRefresh() if request.htmx else redirect("chat:show", id)
 
@@ -457,11 +449,7 @@ def _zone(request: Request) -> tzinfo:
 
 
 def _choices(models: list[LanguageModel], chosen: LanguageModel | None) -> list[Choice]:
-    choices = []
-    for model in models:
-        host = local.loaded(model.local())
-        choices.append(Choice(model, host.state if host else "stopped", model == chosen))
-    return choices
+    return [Choice(model, serving.state(model).state, model == chosen) for model in models]
 
 
 def _model_of(conversation: Conversation) -> LanguageModel | None:

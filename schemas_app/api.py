@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
 from pydantic import BeforeValidator, Field
 
-from localllm.gateway import completions, database, structured
+from localllm.gateway import completions, database, serving, structured
 from localllm.gateway.api import access, errors, response_format, sse
 from localllm.gateway.api.chat_request import (
     Body,
@@ -96,7 +96,7 @@ class ExtractBody(AskBody):
 async def create_structured(request: HttpRequest, body: StructuredBody) -> HttpResponseBase:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     version = await _find_version(body.schema_, key)
     try:
         schema = await structured.compiler.compile(version.text, whitespace="compact" if body.compact else "bounded")
@@ -120,7 +120,7 @@ async def create_structured(request: HttpRequest, body: StructuredBody) -> HttpR
 async def extract_parameters(request: HttpRequest, body: ExtractBody) -> JsonResponse:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     try:
         function = nullable_parameters(body.function)
         schema = await structured.compiler.compile(function.schema_text)
@@ -197,7 +197,7 @@ class Question:
         return {**structured.account(result), "provider": local.name, "model": self.model.name}
 
     def error(self, exc: ProviderError) -> ApiError:
-        is_loaded = local.loaded(self.model.local()) is not None
+        is_loaded = serving.state(self.model).is_loaded
         return errors.from_provider(exc, is_loaded=is_loaded, schema_param=self.schema_param)
 
     async def _events(self, *, as_written: bool) -> AsyncGenerator[Event | StructuredResult]:

@@ -11,7 +11,7 @@ urlpatterns = [
     path("archive/export.json", views.export_account, {"kind": "json"}, name="export-account-json"),
     path("archive/export.zip", views.export_account, {"kind": "zip"}, name="export-account-zip"),
     path("archive/import", views.begin_import, name="import"),
-    path("archive/import/<uuid:upload_id>", views.add_part, name="import-part"),
+    path("archive/import/<uuid:part_of>", views.add_part, name="import-part"),
     path("archive/imports", views.imports, name="imports"),
-    path("archive/imports/<uuid:job_id>/cancel", views.cancel, name="import-cancel"),
+    path("archive/imports/<uuid:import_id>/cancel", views.cancel, name="import-cancel"),
 ]

@@ -16,9 +16,10 @@ from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import trigger_client_event
 
 from chat.archive import exporting, importing
-from chat.views import Request, own_conversation
+from chat.views import own_conversation
 from localllm.gateway import jobs
 from localllm.gateway.models import Job
+from localllm.gateway.pages.request import Request
 
 MAX_BYTES = 2 << 30  # of an import file
 SHOWN_IMPORTS = 10
@@ -71,7 +72,7 @@ def begin_import(request: Request) -> HttpResponse:
 
 
 @require_POST
-def add_part(request: Request, upload_id: UUID) -> HttpResponse:
+def add_part(request: Request, part_of: UUID) -> HttpResponse:
     """The bytes of a large file from `at` on; with its last byte the import begins. Sending a part again is safe."""
     try:
         at, size, data = int(request.GET["at"]), int(request.GET["size"]), request.body
@@ -79,7 +80,7 @@ def add_part(request: Request, upload_id: UUID) -> HttpResponse:
         return JsonResponse({"error": "Expected numbers as at and size."}, status=400)
     if not 0 < at + len(data) <= size <= MAX_BYTES or at < 0:
         return JsonResponse({"error": f"The file is too large: {MAX_BYTES >> 30} GB at most are taken."}, status=413)
-    path = importing.folder() / f"{request.user.pk}-{upload_id}"
+    path = importing.folder() / f"{request.user.pk}-{part_of}"
     done = JsonResponse({"at": size, "page": reverse("chat:archive-index")})
     if Job.objects.filter(kind="import", parameters__file=path.name).exists():
         return done  # only the answer to the last part was lost
@@ -119,15 +120,15 @@ def imports(request: Request) -> HttpResponse:
 
 
 @require_POST
-def cancel(request: Request, job_id: UUID) -> HttpResponse:
+def cancel(request: Request, import_id: UUID) -> HttpResponse:
     """What is imported already stays."""
-    get_object_or_404(Job.objects.owned_by(request.user), pk=job_id, kind="import").cancel()
+    get_object_or_404(Job.objects.owned_by(request.user), pk=import_id, kind="import").cancel()
     jobs.runner.wake()
     return redirect("chat:archive-index")
 
 
 def _page(request: Request, problem: str = "") -> HttpResponse:
-    context = {"problem": problem, "upload_id": uuid4(), **_imports(request)}
+    context = {"problem": problem, "part_of": uuid4(), **_imports(request)}
     return render(request, "chat/archive.html", context, status=400 if problem else 200)
 
 

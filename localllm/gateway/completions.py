@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -19,12 +19,12 @@ from uuid import UUID
 import msgspec
 from django.contrib.auth.models import User
 
-from localllm.gateway import database
+from localllm.gateway import database, serving
 from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
-from localllm.gateway.models.usage import pack_ids
+from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.errors import EngineDied, ProviderError
-from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message, Started, Usage
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Asker:
     message_id: UUID | None = None
     schema_version_id: UUID | None = None
     template_version_id: UUID | None = None
+    template_variables: Mapping[str, str] = field(default_factory=dict)
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:
@@ -50,9 +51,11 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
     Raises ProviderError: its text is for the user. An answer under way survives the end of its engine:
     it goes on from its text in the next one.
     """
+    model.check_answers()
     request = _with_seed(request)
     record = _Record()
     try:
+        model = await serving.current(model)
         async with aclosing(_survive(request, model, record)) as events:
             async for event in events:
                 record.note(event)
@@ -79,7 +82,7 @@ async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) 
     """The provider's events; when the engine dies, those of the next one that continues the text."""
     for num_deaths in range(1, MAX_DEATHS + 1):
         try:
-            async with aclosing(local.stream(model.local(), record.continued(request))) as events:
+            async with aclosing(serving.stream(model, record.continued(request))) as events:
                 async for event in events:
                     yield event
             return
@@ -146,17 +149,17 @@ class _Record:
 
 def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
     usage = record.usage()
-    host = local.loaded(model.local())
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
-        model=model,
+        model=LanguageModel.objects.filter(pk=model.pk).first(),  # it may have been deleted meanwhile
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,
-        engine_build=host.info.build if host and host.info else "",
+        engine_build=serving.state(model).build,
         engine_settings=msgspec.to_builtins(model.engine_settings),
         parameters=_parameters(request),
         seed=request.params.seed,
+        messages=pack_messages((*request.messages, Message("assistant", request.prefix + record.text))),
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
         prompt_tokens=usage.prompt_tokens,

@@ -10,11 +10,11 @@ from typing import Any
 from django.conf import settings
 
 from localllm.gateway import database
-from localllm.gateway.models import LanguageModel
-from localllm.inference.engine.gguf import Header
+from localllm.gateway.models import FileVersion, LanguageModel
+from localllm.inference.engine.gguf import Header, check_name
 from localllm.inference.engine.probe import probe
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import ModelRefused
+from localllm.inference.errors import InferenceError
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +28,27 @@ STARTER: dict[str, Any] = {
 }
 
 
-async def register(path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
+async def register(
+    path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any
+) -> LanguageModel:
     """Make or update the row of the file at `path`, which stays where it is. Raises ModelRefused.
 
-    `defaults` are fields of a new row; an existing one keeps its settings, and is probed with them.
+    `file_name` is what it was called where it came from. `defaults` are fields of a new row; an existing one keeps
+    its settings, and is probed with them.
     """
     path = path.expanduser().resolve()
+    check_name(path)
     report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
-    defaults.setdefault("description", _describe(report.header))
-    return await database.write(LanguageModel.objects.register, path, name=name, make_default=make_default, **defaults)
+    defaults.setdefault("description", describe(report.header))
+    return await database.write(
+        LanguageModel.objects.register,
+        path,
+        name=name,
+        file_name=file_name,
+        make_default=make_default,
+        is_embedding=report.header.is_embedding,
+        **defaults,
+    )
 
 
 async def register_configured(say: Callable[[str], None]) -> None:
@@ -59,29 +71,27 @@ async def _ensure(
             await register(path, name=name, make_default=make_default, **defaults)
         elif make_default and not row.is_default:
             await database.write(row.make_default)
-    except (ModelRefused, OSError) as exc:
+    except (InferenceError, OSError) as exc:
         say(str(exc))
 
 
 def _engine_settings(path: Path, defaults: dict[str, Any]) -> EngineSettings:
-    row = LanguageModel.objects.filter(path=str(path)).first() or LanguageModel(path=str(path), **defaults)
+    row = LanguageModel.objects.filter(files__path=str(path)).first() or LanguageModel(path=str(path), **defaults)
     return row.engine_settings
 
 
 def _unchanged_row(path: Path) -> LanguageModel | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return LanguageModel.objects.filter(path=str(path), size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns).first()
+    file = FileVersion.objects.filter(path=str(path)).select_related("model").first()
+    return file.model if file and path.is_file() and not file.has_changed_file else None
 
 
 def _follow_starter(path: Path) -> None:
     """The starter lies in the program's own directory, which may have been moved."""
     if not LanguageModel.objects.filter(path=str(path)).exists():
         LanguageModel.objects.filter(is_starter=True).update(path=str(path))
+        FileVersion.objects.filter(model__is_starter=True).update(path=str(path))
 
 
-def _describe(header: Header) -> str:
+def describe(header: Header) -> str:
     """Such as `qwen2, 494M parameters, Q4_K_M`."""
     return f"{header.architecture}, {header.num_parameters / 1e6:,.0f}M parameters, {header.quantisation}"

@@ -16,6 +16,7 @@ from localllm.gateway.providers import local
 from localllm.inference import compression
 from localllm.inference import summarise as summarising
 from localllm.inference.compression import Compressed, KeyFacts
+from localllm.inference.errors import EngineDied
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.structured import Ask
 from localllm.inference.summarise import Progress
@@ -54,7 +55,7 @@ async def summarise(
     iterator to cancel. `owner`, as in ChatRequest: whose turn in the queue it takes. Raises ProviderError.
     """
     version = await template("summarization", model)
-    info = await _info(model)
+    info = await model_info(model)
     params = SamplingParams(temperature=TEMPERATURE, stop=tuple(model.stop))
 
     def instruct(text: str, max_tokens: int) -> tuple[Message, ...]:
@@ -90,7 +91,7 @@ async def compress(
 
     The last item is the summary. Close the iterator to cancel. Raises ProviderError; the turns stay as they are.
     """
-    info = await _info(model)
+    info = await model_info(model)
 
     def instruct(summary: str, turns: str, max_tokens: int) -> tuple[Message, ...]:
         told = version.render({"summary": summary or NOTHING, "turns": turns, "max_tokens": str(max_tokens)})
@@ -115,8 +116,12 @@ async def template(use_case: str, model: LanguageModel) -> PromptTemplateVersion
     return await database.read(PromptTemplate.objects.for_use, use_case, model)
 
 
-async def _info(model: LanguageModel) -> ModelInfo:
-    return await (await local.host(model.local())).wait_until_ready()
+async def model_info(model: LanguageModel) -> ModelInfo:
+    await local.load(model.local())
+    host = local.loaded(model.local())
+    if host is None or host.info is None:
+        raise EngineDied(f"{model} was unloaded before it was asked. Try again.")
+    return host.info
 
 
 def _ask(model: LanguageModel, asker: completions.Asker, version: PromptTemplateVersion) -> Ask:

@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def only_boss(method: str, status: int, **form: str) -> Row:
+    """Those with the permission; of these people only the admin."""
+    return Row(method, LOGIN, 403, status, 403, form)
+
+
 def public(method: str, status: int) -> Row:
     return Row(method, status, status, status, status)
 
@@ -82,6 +87,57 @@ TABLE: dict[str, list[Row]] = {
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
+    "prompts:index": [any_user("GET", 200)],
+    "prompts:new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:preview": [any_user("POST", 200, text="Hello")],
+    "prompts:picker": [any_user("GET", 200)],
+    "prompts:show": [any_user("GET", 200)],
+    "prompts:edit": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:compare": [any_user("GET", 200)],
+    "prompts:make-current": [only_boss("POST", 302, version="1")],
+    "prompts:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "prompts:restore": [only_boss("POST", 302)],
+    "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
+    "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:experiment": [any_user("GET", 200)],
+    "prompts:trial-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:trial": [own("GET", 200)],
+    "prompts:trial-cancel": [own("POST", 302)],
+    "prompts:trial-resume": [own("POST", 302)],
+    "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
+    "models:show": [any_user("GET", 200)],
+    "models:load": [only_boss("POST", 302)],
+    "models:unload": [only_boss("POST", 302)],
+    "models:cancel-load": [only_boss("POST", 302)],
+    "models:make-default": [only_boss("POST", 302)],
+    "models:measure": [only_boss("POST", 302)],
+    "models:check": [only_boss("POST", 302)],
+    "models:settings": [only_boss("GET", 200), only_boss("POST", 400, n_ctx="0")],
+    "models:settings-fit": [only_boss("POST", 200)],
+    "models:replace": [only_boss("POST", 404)],
+    "models:roll-back": [only_boss("POST", 404)],
+    "models:remove-version": [only_boss("POST", 404)],
+    "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "models:catalogue": [any_user("GET", 200)],
+    "models:catalogue-first": [any_user("GET", 200)],
+    "models:catalogue-entry": [any_user("GET", 200)],
+    "models:catalogue-get": [only_boss("POST", 302), any_user("GET", 405)],
+    "models:hub": [only_boss("GET", 200)],
+    "models:hub-account": [only_boss("GET", 200)],
+    "models:downloads": [only_boss("GET", 200)],
+    "models:download-start": [only_boss("POST", 302)],
+    "models:download-pause": [only_boss("POST", 302)],
+    "models:download-resume": [only_boss("POST", 302)],
+    "models:download-cancel": [only_boss("POST", 302)],
+    "models:quantise": [only_boss("GET", 200)],
+    "models:quantise-start": [only_boss("POST", 400, recipe="Q9")],
+    "models:quantise-cancel": [only_boss("POST", 404)],
+    "models:uploads": [only_boss("GET", 200)],
+    "models:register": [only_boss("POST", 302, path="/etc/passwd")],
+    "models:upload-begin": [only_boss("POST", 400)],
+    "models:upload-status": [only_boss("GET", 200)],
+    "models:upload-chunk": [only_boss("POST", 409)],
+    "models:upload-cancel": [only_boss("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -147,8 +203,7 @@ from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
 from chat.attachments import Attachment, File
-from localllm.gateway.models import Job
-from localllm.gateway.models import PromptTemplate
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -168,6 +223,9 @@ for number in range(%(number)d):
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
     batch = Batch.objects.create(job=job)
+    paused = Job.objects.create(kind="download", title="A file", state="paused")
+    Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
+    upload = Upload.objects.create(user=User.objects.get(username="%(admin)s"), name="a.gguf", size_bytes=9)
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -181,7 +239,15 @@ for number in range(%(number)d):
     )
     importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
     ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
+    template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
+    template.make_current(template.add_version("Hello"))
+    shares = {template.current: 50, template.add_version("Good day"): 50}
+    ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
+    ids["template"] = str(template.pk)
+    tried = Job.objects.create(kind="trial", title="A trial", owner=chat.owner, state="paused")
+    ids["trial"] = str(Trial.objects.create(job=tried, version=template.current).pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
+    rows |= {"download": str(paused.pk), "upload": str(upload.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
@@ -243,7 +309,9 @@ def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
     known |= {"attachment_id": ids["attachment"], "file_id": ids["file"], "number": 1}
-    known |= {"job_id": ids["import"], "upload_id": ids["import"]}
+    known |= {"import_id": ids["import"], "part_of": ids["import"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

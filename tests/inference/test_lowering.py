@@ -154,6 +154,10 @@ def test_it_finds_an_instance_of_every_schema_that_it_accepts() -> None:
     assert Validator(Document(text)).is_valid(json.loads(compile_schema(text).shortest))
 
 
+def test_it_finds_no_example_of_a_pattern_that_matches_nothing() -> None:
+    assert example(translate("[]")) is None
+
+
 @given(st.from_regex(r"[a-c\[\](){}|.^$*+?\\dwsWDS0-9,-]{1,12}", fullmatch=True), st.text("abc019 _-é", max_size=6))
 @settings(max_examples=100, deadline=None)
 def test_it_translates_patterns_to_what_runs_in_linear_time(pattern: str, text: str) -> None:

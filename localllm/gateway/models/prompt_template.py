@@ -18,6 +18,8 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Max, Q
+from django.urls import reverse
+from django.utils import timezone
 
 from localllm.gateway.models.language_model import LanguageModel
 from localllm.inference.prompt_template import Template
@@ -74,21 +76,41 @@ MESSAGE = "message"  # what people write themselves: any variables, asked for wh
 CHOICES = [*((name, use_case.title) for name, use_case in USE_CASES.items()), (MESSAGE, "Message")]
 
 
+def chat_variables(system_prompt: str) -> dict[str, str]:
+    """What a template for the system prompt of a conversation may use."""
+    today = timezone.localdate()
+    return {"system_prompt": system_prompt, "date": f"{today.day} {today:%B %Y}"}
+
+
+class PromptTemplateError(Exception):
+    """That cannot be done with a template now; `str(exc)` is for the user."""
+
+
 class PromptTemplateQuerySet(models.QuerySet["PromptTemplate"]):
-    def for_use(self, use_case: str, model: LanguageModel) -> PromptTemplateVersion:
-        """What `model` is asked with for a use case."""
-        return self.named(use_case, model).current_version
+    def for_use(self, use_case: str, model: LanguageModel, subject: str = "") -> PromptTemplateVersion:
+        """What `model` is asked with for a use case; `subject` as `PromptTemplate.version_for` takes it."""
+        return self.named(use_case, model).version_for(subject)
 
     def named(self, name: str, model: LanguageModel) -> PromptTemplate:
         """The template of that name for the family of `model`, or else the one for all models.
 
         Raises PromptTemplate.DoesNotExist.
         """
-        found = self.in_use().filter(Q(family=model.family) | Q(family=""), name=name)
-        template = found.select_related("current").order_by("-family").first()
+        template = self.in_use().variants_for(model).filter(name=name).order_by("-family").first()
         if template is None:
             raise PromptTemplate.DoesNotExist(f"There is no prompt template named “{name[:100]}”.")
         return template
+
+    def variants_for(self, model: LanguageModel) -> PromptTemplateQuerySet:
+        """Those for its family, and those for all models."""
+        return self.filter(Q(family=model.family) | Q(family="")).select_related("current")
+
+    def matching(self, query: str) -> PromptTemplateQuerySet:
+        """Those that have every word of `query` in their name or description."""
+        found = self
+        for word in query.split():
+            found = found.filter(Q(name__icontains=word) | Q(description__icontains=word))
+        return found
 
     def in_use(self) -> PromptTemplateQuerySet:
         """Not deleted, and with something to say."""
@@ -119,11 +141,22 @@ class PromptTemplate(models.Model):
     def __str__(self) -> str:
         return f"{self.name} for {self.family}" if self.family else self.name
 
+    def get_absolute_url(self) -> str:
+        return reverse("prompts:show", args=[self.pk])
+
     @property
     def current_version(self) -> PromptTemplateVersion:
         if self.current is None:
             raise PromptTemplateVersion.DoesNotExist(f"The prompt template “{self}” has no current version.")
         return self.current
+
+    def version_for(self, subject: str) -> PromptTemplateVersion:
+        """The current version, or the one that an experiment gives to `subject`.
+
+        A subject is whoever is to get the same version every time, such as `UsageLog.subject` names one.
+        """
+        experiment = self.experiments.filter(ended_at=None).first() if subject else None
+        return self.current_version if experiment is None else experiment.drawn(subject)
 
     def add_version(self, text: str, *, author: User | None = None, note: str = "") -> PromptTemplateVersion:
         """Save a new version beside the others. It counts only once it is made current."""
@@ -135,6 +168,19 @@ class PromptTemplate(models.Model):
         """Ask with this version from now on: to publish a new one, or to roll back to an old one."""
         self.current = version
         self.save(update_fields=["current"])
+
+    def discard(self) -> None:
+        """Take it out of use; the versions stay for the log. Raises PromptTemplateError."""
+        if self.is_shipped:
+            raise PromptTemplateError(f"The program asks with “{self}” itself. Write another version of it instead.")
+        if self.experiments.filter(ended_at=None).exists():
+            raise PromptTemplateError(f"An experiment on “{self}” is running. End it first.")
+        self.deleted_at = timezone.now()
+        self.save(update_fields=["deleted_at"])
+
+    def restore(self) -> None:
+        self.deleted_at = None
+        self.save(update_fields=["deleted_at"])
 
 
 class PromptTemplateVersion(models.Model):

@@ -6,8 +6,27 @@ import struct
 import uuid
 import zlib
 
+import msgspec
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
+
+from localllm.gateway.models.prompt_template import PromptTemplate
+from localllm.inference.types import Message
+
+
+class UsageLogQuerySet(models.QuerySet["UsageLog"]):
+    def visible_to(self, user: User | AnonymousUser) -> UsageLogQuerySet:
+        """Their own; with the right to view the log, all."""
+        if user.has_perm("gateway.view_usagelog"):
+            return self.all()
+        return self.filter(user_id=user.pk) if user.pk else self.none()
+
+    def asked_with(self, template: PromptTemplate) -> UsageLogQuerySet:
+        """Answers in plain text, from their beginning to their end, that a version of `template` asked for."""
+        whole = self.filter(template_version__template=template, finish_reason__in=("stop", "length"))
+        of_people = whole.exclude(messages=b"").exclude(source="trial")
+        return of_people.exclude(parameters__has_any_keys=["response_format", "prefix", "reasoning"])
 
 
 class UsageLog(models.Model):
@@ -16,7 +35,8 @@ class UsageLog(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     source = models.CharField(
-        max_length=16, choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch")]
+        max_length=16,
+        choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch"), ("trial", "trial")],
     )
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
@@ -28,12 +48,14 @@ class UsageLog(models.Model):
     model_sha256 = models.CharField(max_length=64)
     schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
     template_version = models.ForeignKey("gateway.PromptTemplateVersion", null=True, on_delete=models.SET_NULL)
+    template_variables = models.JSONField(default=dict)
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
+    messages = models.BinaryField(default=b"", help_text="What was asked and the answer, compressed.")
     prompt_ids = models.BinaryField(default=b"")
     output_ids = models.BinaryField(default=b"")
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -45,6 +67,8 @@ class UsageLog(models.Model):
     finish_reason = models.CharField(max_length=16)
     error = models.TextField(blank=True)
 
+    objects = UsageLogQuerySet.as_manager()
+
     class Meta:
         ordering = ("-created_at",)
         verbose_name = "generation"
@@ -54,9 +78,34 @@ class UsageLog(models.Model):
         return f"{self.model_name}, {self.completion_tokens} tokens, {self.finish_reason}"
 
     @property
+    def dialogue(self) -> tuple[Message, ...]:
+        """What was asked, and as the last message the answer."""
+        return unpack_messages(bytes(self.messages))
+
+    @property
+    def subject(self) -> str:
+        """Whoever gets the same version of a template every time."""
+        return subject(self.conversation_id, self.api_key_id)
+
+    @property
     def tokens_per_second(self) -> float | None:
         decode_ms = self.duration_ms - self.ttft_ms
         return (self.completion_tokens - 1) / decode_ms * 1000 if decode_ms > 0 and self.completion_tokens > 1 else None
+
+
+def subject(conversation_id: uuid.UUID | None = None, api_key_id: int | None = None) -> str:
+    """What an experiment draws by: the conversation, or else the key; "" when nothing tells two askers apart."""
+    if conversation_id is not None:
+        return f"conversation:{conversation_id}"
+    return "" if api_key_id is None else f"key:{api_key_id}"
+
+
+def pack_messages(messages: tuple[Message, ...]) -> bytes:
+    return zlib.compress(msgspec.json.encode(messages))
+
+
+def unpack_messages(packed: bytes) -> tuple[Message, ...]:
+    return msgspec.json.decode(zlib.decompress(packed), type=tuple[Message, ...]) if packed else ()
 
 
 def pack_ids(ids: tuple[int, ...]) -> bytes:

@@ -15,8 +15,8 @@ import sys
 
 import msgspec
 
-from localllm.inference import limits
 from localllm.inference.documents.extraction import Extract, extract
+from localllm.inference.engine.child import lower
 from localllm.inference.engine.host import PROJECT, child_environment
 from localllm.inference.errors import DocumentRefused
 
@@ -99,9 +99,9 @@ def main() -> None:
     sink = os.dup(1)
     os.dup2(2, 1)  # whatever is printed is no answer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    limits.lower(resource.RLIMIT_FSIZE, 0)
-    limits.lower(resource.RLIMIT_AS, MAX_MEMORY)
-    limits.lower(resource.RLIMIT_CPU, MAX_CPU_S)
+    lower(resource.RLIMIT_FSIZE, 0)
+    lower(resource.RLIMIT_AS, MAX_MEMORY)
+    lower(resource.RLIMIT_CPU, MAX_CPU_S)
     file = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=File)
     try:
         answer: Extract | Refusal = extract(file.data, file.name)

@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -56,11 +56,22 @@ class CountTexts(msgspec.Struct, frozen=True, tag=True):
     texts: tuple[str, ...]
 
 
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """These texts as vectors, please."""
+
+    id: int
+    texts: tuple[str, ...]
+
+
 class Preview(msgspec.Struct, frozen=True, tag=True):
     """What would the model see of these messages?"""
 
     id: int
     messages: tuple[Message, ...]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Test yourself when there is nothing else to do. `Measured` follows, however late."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
@@ -103,10 +114,21 @@ class CountedTexts(msgspec.Struct, frozen=True, tag=True):
     num_tokens: tuple[int, ...]
 
 
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the texts."""
+
+    id: int
+    embeddings: tuple[Embedding, ...]
+
+
 class Previewed(msgspec.Struct, frozen=True, tag=True):
     id: int
     text: str
     num_tokens: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    speed: Speed
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -157,10 +179,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-Inquiry = Count | CountTexts | Preview  # generates nothing, and has one answer
-InquiryAnswer = Counted | CountedTexts | Previewed
-ToWorker = Load | Submit | Cancel | Inquiry | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Told | Failed | Pong
+Inquiry = Count | CountTexts | Preview | Embed  # generates nothing, and has one answer
+InquiryAnswer = Counted | CountedTexts | Previewed | Embedded
+ToWorker = Load | Submit | Cancel | Inquiry | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -1,4 +1,6 @@
-"""Where downloaded files lie: finished ones by their hash, unfinished ones beside them. Knows disks, not the hub.
+"""Where files lie that are the server's own: finished ones by their hash, unfinished ones beside them.
+
+Knows disks, not the hub.
 
 `<sha256>.gguf`; what people call a file is no business of its path. llama.cpp finds the parts of a split file by
 its own pattern of names in one folder, so those lie in a folder `<sha256>` under names of that pattern.
@@ -16,8 +18,9 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from localllm.inference.amounts import size
 from localllm.inference.errors import HubError
-from localllm.inference.hub.files import HubFile
+from localllm.inference.hub.files import SHA256, HubFile
 
 SPARE_BYTES = 64 << 20  # of the disk, for everything else
 HASH_BYTES = 16 << 20  # at once, so that it can be stopped
@@ -43,14 +46,21 @@ class Store:
         """Raises HubError where the disk does not hold what is missing."""
         try:
             self.path(file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise disk_error(exc, self.folder) from exc
+        self.check_room(file.name, file.size_bytes - self.num_bytes(file))
+
+    def check_room(self, name: str, missing: int) -> None:
+        """Raises HubError where the disk does not hold so many more bytes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as exc:
             raise disk_error(exc, self.folder) from exc
-        missing = file.size_bytes - self.num_bytes(file)
         if missing and missing + SPARE_BYTES > free:
             raise HubError(
-                f"{file.name} needs {_amount(missing)}, but {self.folder} has {_amount(free)} free, of which "
-                f"{_amount(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
+                f"{name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
+                f"{size(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
                 "LOCALLLM_HOME.",
                 permanent=True,
             )
@@ -63,6 +73,28 @@ class Store:
         folder = self.path(file).parent
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
+
+    def adopt(self, path: Path, sha256: str) -> Path:
+        """Put a whole file of the folder in its place, which is returned. The same file is kept once.
+
+        It may have been put there before. Raises OSError.
+        """
+        place = self.folder / f"{sha256}.gguf"
+        if place.exists():
+            path.unlink(missing_ok=True)
+            return place
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, place)
+        _sync(self.folder)
+        return place
+
+    def remove(self, path: Path) -> None:
+        """Delete a finished file with all its parts. What lies elsewhere, or is not named by a hash, stays."""
+        if path.parent == self.folder and SHA256.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
+        elif path.parent.parent == self.folder and SHA256.fullmatch(path.parent.name):
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     @asynccontextmanager
     async def alone(self) -> AsyncGenerator[None]:
@@ -126,17 +158,21 @@ class Unfinished:
         os.fsync(self._file.fileno())
         os.replace(_unfinished(self._path), self._path)
         _etag_of(self._path).unlink(missing_ok=True)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self._path.parent)
 
     def delete(self) -> None:
         _delete_unfinished(self._path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def disk_error(exc: OSError, path: Path) -> HubError:
@@ -181,7 +217,3 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _amount(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -10,8 +10,8 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("chat", "0004_reasoning_ms"),
-        ("gateway", "0008_feedback"),
+        ("chat", "0005_prompt_templates"),
+        ("gateway", "0013_feedback"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
