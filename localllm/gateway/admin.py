@@ -13,7 +13,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -22,6 +22,7 @@ from localllm.gateway import downloads, jobs, model_files, own_files, serving
 from localllm.gateway.models import (
     ApiKey,
     Download,
+    Feedback,
     FileVersion,
     LanguageModel,
     PromptTemplate,
@@ -343,7 +344,7 @@ class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = (
         "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
-        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason",
+        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback",
     )  # fmt: skip
     list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
@@ -351,6 +352,15 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_select_related = ("user",)
     exclude = ("messages", "prompt_ids", "output_ids")
     show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageLog]:
+        rows: QuerySet[UsageLog] = super().get_queryset(request)
+        given = Feedback.objects.filter(message_id=OuterRef("message_id"))
+        return rows.annotate(feedback_value=Subquery(given.values("value")[:1]))
+
+    @admin.display(description="feedback", ordering="feedback_value")
+    def feedback(self, row: Any) -> str:
+        return {Feedback.UP: "👍", Feedback.DOWN: "👎"}.get(row.feedback_value, "–")
 
     @admin.display(description="tokens/s")
     def speed(self, row: UsageLog) -> str:
@@ -363,7 +373,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
         names = [field.name for field in self.opts.fields if field.name not in self.exclude]
-        return [*names, "speed", "token_ids"]
+        return [*names, "speed", "token_ids", "feedback"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -372,6 +382,21 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+@admin.register(Feedback)
+class FeedbackAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("created_at", "user", "value", "note", "message_id")
+    list_filter = ("value", "created_at", "user")
+    search_fields = ("=message_id", "=conversation_id", "note", "user__username")
+    list_select_related = ("user",)
+    date_hierarchy = "created_at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Feedback | None = None) -> bool:
         return False
 
 
