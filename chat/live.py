@@ -18,7 +18,8 @@ from uuid import UUID
 import msgspec
 from django.db import transaction
 
-from chat import markdown
+from chat import attaching, markdown
+from chat.attachments import Attachment
 from chat.context import compression
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
@@ -277,17 +278,22 @@ async def _write(reply: LiveReply) -> None:
 
 
 async def _generate(reply: LiveReply) -> Finished | StructuredResult:
+    await _make_room(reply)
+    await _settle_files(reply)
+
     def prepare() -> _Question:
         related = Conversation.objects.select_related("model", "owner", "template")
         conversation = related.get(pk=reply.message.conversation_id)
         model, template_version = conversation.resolved_model(), conversation.prompt_version
+        files = Attachment.objects.filter(message__children=reply.message, template_version__isnull=False)
+        files_template = files.values_list("template_version_id", flat=True).first()
         asker = completions.Asker(
             source="chat",
             user=conversation.owner,
             conversation_id=conversation.pk,
             message_id=reply.message.pk,
             schema_version_id=reply.message.schema_version_id,
-            template_version_id=template_version.pk if template_version else None,
+            template_version_id=template_version.pk if template_version else files_template,
             template_variables=conversation.prompt_variables(model) if template_version else {},
         )
         version = reply.message.schema_version
@@ -300,9 +306,6 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
             about=version.schema.description if version else "",
         )
 
-    async with aclosing(compression.make_room(reply.message)) as stages:
-        async for stage in stages:
-            _note(reply, stage)
     question = await database.read(prepare)
     reply.model_name = question.model.name
     outcome: Finished | StructuredResult | None = None
@@ -317,6 +320,25 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
     return outcome
+
+
+async def _make_room(reply: LiveReply) -> None:
+    async with aclosing(compression.make_room(reply.message)) as events:
+        async for event in events:
+            match event:
+                case Progress(num_done=done, num_parts=total):
+                    reply.stage = {"stage": "compression", "fraction": round(done / total, 2)}
+                    reply.wake()
+                case _:
+                    _note(reply, event)
+
+
+async def _settle_files(reply: LiveReply) -> None:
+    """What the question's files are asked with is stored before the first word of an answer."""
+    async with aclosing(attaching.settle(reply.message)) as fractions:
+        async for fraction in fractions:
+            reply.stage = {"stage": "summary", "fraction": round(fraction, 2)}
+            reply.wake()
 
 
 async def _ask(question: _Question) -> AsyncGenerator[Event | Attempt | StructuredResult]:
@@ -342,15 +364,13 @@ async def _begin_draft(reply: LiveReply, number: int) -> None:
                 reply.new_reasoning += "\n\n"
 
 
-def _note(reply: LiveReply, event: Event | Progress) -> None:
+def _note(reply: LiveReply, event: Event) -> None:
     match event:
         case Chunk():
             reply.add(event)
             return
         case Loading(fraction=fraction):
             reply.stage = {"stage": "loading", "fraction": round(fraction, 2)}
-        case Progress(num_done=done, num_parts=total):
-            reply.stage = {"stage": "summary", "fraction": round(done / total, 2)}
         case Waiting(place=place, wait_s=wait_s):
             reply.stage = {"stage": "queue", "place": place, "wait_s": wait_s and round(wait_s, 1)}
         case Prefill(num_computed=done, num_tokens=total):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +13,13 @@ import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
+from django.db.models import Prefetch
 from django.db.models.functions import Concat
 from django.utils import timezone
 
+from chat.attachments import Attachment, File, FileChoice, Passage, compose
 from chat.context.plan import Plan, plan
-from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models import Feedback, LanguageModel, PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.prompt_template import chat_variables
 from localllm.gateway.models.usage import subject
 from localllm.inference.compression import TITLES, Fact, KeyFacts
@@ -25,6 +28,8 @@ from localllm.inference.types import ChatRequest, SamplingParams, Usage
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
 COMPRESS_AT = [(0, "Never"), *((share, f"At {share} % of the window") for share in (50, 75, 90))]
+
+__all__ = ["Attachment", "Conversation", "ConversationError", "File", "Message"]
 
 
 class ConversationError(Exception):
@@ -85,6 +90,11 @@ class Conversation(models.Model):
     def __str__(self) -> str:
         return self.title or "New chat"
 
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """With all that was written in it. Thumbs stay, for the experiments; their notes go."""
+        Feedback.objects.filter(conversation_id=self.pk).update(note="")
+        return super().delete(*args, **kwargs)
+
     # Reading
 
     def path(self, leaf_id: uuid.UUID | None = None) -> list[uuid.UUID]:
@@ -102,7 +112,8 @@ class Conversation(models.Model):
         siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
         for id, parent_id in self._tree():
             siblings.setdefault(parent_id, []).append(id)
-        rows = self.messages.select_related("schema_version__schema").in_bulk(path)
+        messages = self.messages.select_related("schema_version__schema")
+        rows = messages.prefetch_related(Prefetch("attachments", Attachment.objects.shown())).in_bulk(path)
         branch = [rows[id] for id in path]
         for message in branch:
             message.versions = _versions(message.pk, siblings[message.parent_id])
@@ -112,9 +123,16 @@ class Conversation(models.Model):
         """(id, parent id) of every message, oldest first. Of 2,000 messages the texts would take too long."""
         return list(self.messages.order_by("created_at").values_list("pk", "parent_id"))
 
+    def passages(self, path: list[uuid.UUID]) -> dict[int, Passage]:
+        """What the model was shown on `path`, by the numbers it may cite."""
+        found = Attachment.objects.shown().filter(message__conversation=self, mode="passages")
+        on_path = set(path)
+        shown = [passage for each in found if each.message_id in on_path for passage in each.shown_passages]
+        return {passage.number: passage for passage in shown}
+
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
-        if self.model is not None and self.model.is_enabled:
+        if self.model is not None and self.model.is_enabled and not self.model.is_embedding:
             return self.model
         return LanguageModel.objects.default()
 
@@ -206,17 +224,19 @@ class Conversation(models.Model):
         """Have the answers to come follow this schema, or none. Stored along with the next one."""
         self.schema_id = schema_id
 
-    def send(self, cid: str, text: str) -> tuple[Message, Message]:
+    def send(self, cid: str, text: str, attachments: Sequence[FileChoice] = ()) -> tuple[Message, Message]:
         """Add a user message and the reply to be written; the same `cid` again changes nothing."""
-        return self._ask(cid, text, parent_id=self.leaf_id)
+        return self._ask(cid, text, self.leaf_id, lambda question: Attachment.objects.attach(question, attachments))
 
     def edit(self, cid: str, message: Message, text: str) -> tuple[Message, Message]:
-        """Ask differently: a sibling of a user message, with a reply of its own."""
+        """Ask differently: a sibling of a user message, with its files and a reply of its own."""
         if message.role != "user":
             raise ConversationError("Only your own messages can be edited.")
-        return self._ask(cid, text, parent_id=message.parent_id)
+        return self._ask(cid, text, message.parent_id, lambda question: Attachment.objects.copy(message, question))
 
-    def _ask(self, cid: str, text: str, parent_id: uuid.UUID | None) -> tuple[Message, Message]:
+    def _ask(
+        self, cid: str, text: str, parent_id: uuid.UUID | None, attach: Callable[[Message], None]
+    ) -> tuple[Message, Message]:
         text = text.replace("\x00", "").strip()
         if not text:
             raise ConversationError("The message is empty. Write something first.")
@@ -230,6 +250,10 @@ class Conversation(models.Model):
                 return question, question.children.latest("created_at")
             self.refuse_while_answering()
             question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
+            try:
+                attach(question)
+            except ValueError as exc:
+                raise ConversationError(str(exc)) from exc
             reply = self._new_reply(question)
             if not self.title:
                 self.title = _title_from(text)
@@ -357,8 +381,8 @@ class Message(models.Model):
 
     @property
     def content(self) -> str:
-        """What the model reads of it."""
-        return self.text
+        """What the model reads of it, attached files included."""
+        return compose(self.text, self.attachments.all()) if self.role == "user" else self.text
 
     def counted_by(self, model: LanguageModel) -> str:
         """What `tokens_key` is when `num_tokens` holds for its content and this model."""

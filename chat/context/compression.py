@@ -13,6 +13,7 @@ from contextlib import aclosing
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+from chat.attachments import Attachment
 from chat.context import ledger
 from chat.context.ledger import Ledger
 from chat.models import Conversation, ConversationError, Message, Summary
@@ -116,6 +117,8 @@ def _is_due(conversation: Conversation, account: Ledger, reply: Message) -> bool
     if not conversation.compress_at:
         return False
     num_tokens = account.num_tokens + len(reply.text.encode()) // ledger.BYTES_PER_TOKEN
+    if any(not file.is_settled for file in Attachment.objects.filter(message__children=reply)):
+        num_tokens += account.window // 4  # what is to stand for a file is not written yet
     if num_tokens + account.reserve > account.window:
         return True
     has_undone = conversation.has_undone(conversation.path(reply.parent_id))

@@ -106,7 +106,7 @@ async def test_compression_is_shown_as_a_stage():
         async for frame in frames:
             if frame["type"] == "status":
                 stages.append(frame["stage"])
-    assert "summary" in stages
+    assert "compression" in stages
 
 
 async def test_a_chat_that_turned_it_off_is_told_that_its_window_is_full():

@@ -18,7 +18,7 @@ def reinstall_search(apps: Any, schema_editor: BaseDatabaseSchemaEditor) -> None
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("chat", "0005_prompt_templates"),
+        ("chat", "0006_attachments"),
         ("gateway", "0011_experiments"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
