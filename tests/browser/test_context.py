@@ -25,7 +25,7 @@ def num_tokens(page):
 
 
 def open_panel(page):
-    page.locator("#ledger button").click()
+    page.locator(".ledger-button").click()
     expect(page.get_by_role("heading", name="What the model reads")).to_be_visible()
 
 
