@@ -169,13 +169,17 @@ async def compress(
 
 
 def grounded(facts: KeyFacts, source: str) -> KeyFacts:
-    """Without names of which no word, and numbers of which some figure, was ever said in `source`."""
+    """Its lists without what was never said in `source`: no word of it, or a figure of a name or number."""
     words, figures = set(_WORD.findall(source.casefold())), _figures(source)
-    return msgspec.structs.replace(
-        facts,
-        names=tuple(fact for fact in facts.names if words & set(_WORD.findall(fact.text.casefold()))),
-        numbers=tuple(fact for fact in facts.numbers if _figures(fact.text) <= figures),
-    )
+
+    def is_said(name: str, fact: Fact) -> bool:
+        own = _figures(fact.text)
+        if name in ("names", "numbers") and not own <= figures:
+            return False
+        return bool(own & figures) or bool(words & set(_WORD.findall(fact.text.casefold())))
+
+    said = {name: tuple(fact for fact in getattr(facts, name) if is_said(name, fact)) for name in LISTS}
+    return msgspec.structs.replace(facts, **said)
 
 
 def _figures(text: str) -> set[str]:

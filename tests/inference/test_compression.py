@@ -93,15 +93,17 @@ async def test_pinned_facts_outlast_many_compressions_of_a_tiny_model(starter):
 
 
 async def test_a_talkative_model_loses_its_least_important_facts_not_the_pinned_ones(host):
-    model = Scripted(host, decisions=[f"Thing number {n} is done" for n in range(12)])
+    model = Scripted(host, decisions=[f"Train number {n} is booked" for n in range(12)])
     made = await run(model, TURNS * 2, previous=KNOWN, budget_tokens=60)
     assert made.num_tokens <= 60
-    assert made.facts.decisions[0].text == "Thing number 0 is done" and len(made.facts.decisions) < 12
+    assert made.facts.decisions[0].text == "Train number 0 is booked" and len(made.facts.decisions) < 12
     assert made.facts.names == KNOWN.carried().names
 
 
 async def test_names_and_numbers_that_nobody_said_are_not_kept(host):
-    model = Scripted(host, names=["Maya Lindgren", "Zaphod"], numbers=["flight SK 1421", "at 9:40", "4,200 euros"])
+    model = Scripted(
+        host, names=["Maya Lindgren", "Zaphod"], numbers=["flight SK 1421", "at 9:40", "4,200 euros", "candy"]
+    )
     made = await run(model)
     assert [fact.text for fact in made.facts.names] == ["Maya Lindgren"]
     assert [fact.text for fact in made.facts.numbers] == ["flight SK 1421", "at 9:40"]
