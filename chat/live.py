@@ -18,7 +18,8 @@ from uuid import UUID
 import msgspec
 from django.db import transaction
 
-from chat import markdown
+from chat import attaching, markdown
+from chat.attachments import Attachment
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
 from localllm.gateway.models import LanguageModel
@@ -275,17 +276,21 @@ async def _write(reply: LiveReply) -> None:
 
 
 async def _generate(reply: LiveReply) -> Finished | StructuredResult:
+    await _settle_files(reply)
+
     def prepare() -> _Question:
         related = Conversation.objects.select_related("model", "owner", "template")
         conversation = related.get(pk=reply.message.conversation_id)
         model, template_version = conversation.resolved_model(), conversation.prompt_version
+        files = Attachment.objects.filter(message__children=reply.message, template_version__isnull=False)
+        files_template = files.values_list("template_version_id", flat=True).first()
         asker = completions.Asker(
             source="chat",
             user=conversation.owner,
             conversation_id=conversation.pk,
             message_id=reply.message.pk,
             schema_version_id=reply.message.schema_version_id,
-            template_version_id=template_version.pk if template_version else None,
+            template_version_id=template_version.pk if template_version else files_template,
             template_variables=conversation.prompt_variables(model) if template_version else {},
         )
         version = reply.message.schema_version
@@ -312,6 +317,14 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
     return outcome
+
+
+async def _settle_files(reply: LiveReply) -> None:
+    """What the question's files are asked with is stored before the first word of an answer."""
+    async with aclosing(attaching.settle(reply.message)) as fractions:
+        async for fraction in fractions:
+            reply.stage = {"stage": "summary", "fraction": round(fraction, 2)}
+            reply.wake()
 
 
 async def _ask(question: _Question) -> AsyncGenerator[Event | Attempt | StructuredResult]:

@@ -8,9 +8,25 @@ import zlib
 
 import msgspec
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
 
+from localllm.gateway.models.prompt_template import PromptTemplate
 from localllm.inference.types import Message
+
+
+class UsageLogQuerySet(models.QuerySet["UsageLog"]):
+    def visible_to(self, user: User | AnonymousUser) -> UsageLogQuerySet:
+        """Their own; with the right to view the log, all."""
+        if user.has_perm("gateway.view_usagelog"):
+            return self.all()
+        return self.filter(user_id=user.pk) if user.pk else self.none()
+
+    def asked_with(self, template: PromptTemplate) -> UsageLogQuerySet:
+        """Answers in plain text, from their beginning to their end, that a version of `template` asked for."""
+        whole = self.filter(template_version__template=template, finish_reason__in=("stop", "length"))
+        of_people = whole.exclude(messages=b"").exclude(source="trial")
+        return of_people.exclude(parameters__has_any_keys=["response_format", "prefix", "reasoning"])
 
 
 class UsageLog(models.Model):
@@ -19,7 +35,8 @@ class UsageLog(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     source = models.CharField(
-        max_length=16, choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch")]
+        max_length=16,
+        choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch"), ("trial", "trial")],
     )
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
@@ -38,7 +55,7 @@ class UsageLog(models.Model):
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
-    messages = models.BinaryField(default=b"", help_text="As they were asked, compressed.")
+    messages = models.BinaryField(default=b"", help_text="What was asked and the answer, compressed.")
     prompt_ids = models.BinaryField(default=b"")
     output_ids = models.BinaryField(default=b"")
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -50,6 +67,8 @@ class UsageLog(models.Model):
     finish_reason = models.CharField(max_length=16)
     error = models.TextField(blank=True)
 
+    objects = UsageLogQuerySet.as_manager()
+
     class Meta:
         ordering = ("-created_at",)
         verbose_name = "generation"
@@ -57,6 +76,11 @@ class UsageLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_name}, {self.completion_tokens} tokens, {self.finish_reason}"
+
+    @property
+    def dialogue(self) -> tuple[Message, ...]:
+        """What was asked, and as the last message the answer."""
+        return unpack_messages(bytes(self.messages))
 
     @property
     def subject(self) -> str:

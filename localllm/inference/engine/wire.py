@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, Speed
+from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -47,6 +47,20 @@ class Count(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     messages: tuple[Message, ...]
+
+
+class CountTexts(msgspec.Struct, frozen=True, tag=True):
+    """How many tokens is each of these texts by itself, without a chat template around it?"""
+
+    id: int
+    texts: tuple[str, ...]
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """These texts as vectors, please."""
+
+    id: int
+    texts: tuple[str, ...]
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
@@ -93,6 +107,18 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class CountedTexts(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    num_tokens: tuple[int, ...]
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the texts."""
+
+    id: int
+    embeddings: tuple[Embedding, ...]
 
 
 class Previewed(msgspec.Struct, frozen=True, tag=True):
@@ -153,8 +179,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Preview | Measure | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Measured | Told | Failed | Pong
+Inquiry = Count | CountTexts | Preview | Embed  # generates nothing, and has one answer
+InquiryAnswer = Counted | CountedTexts | Previewed | Embedded
+ToWorker = Load | Submit | Cancel | Inquiry | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

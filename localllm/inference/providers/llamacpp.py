@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,26 +18,29 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.devices import gpu_bytes
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import InferenceError, ModelRefused, NoRoom, ProviderError
+from localllm.inference.errors import EngineDied, InferenceError, ModelRefused, NoRoom, ProviderError
 from localllm.inference.memory import (
     SHARE,
     Machine,
     Need,
     account,
-    gigabytes,
     peak_resident_bytes,
     resident_bytes,
     this_machine,
 )
-from localllm.inference.types import ChatRequest, Event, Loading, Message
+from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
 
 RETRY_AFTER_S = 10.0  # when the memory is held by models that are answering
+
+
+MAX_DEATHS = 3  # of the engine under the same texts; more, and they are likely the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class _Worker:
     is_admitted: bool = False  # its need is counted
     is_retired: bool = False  # it ends with its last reply
     num_users: int = 0
+    num_requests: int = 0  # of the users; the others wait for it to be loaded
     last_used_at: float = field(default_factory=time.time)
     loading: asyncio.Task[None] | None = None
     keep_alive: asyncio.TimerHandle | None = None
@@ -120,7 +124,7 @@ class _Worker:
         """As the header tells it, or as it was measured."""
         if self.need is None:
             return 0
-        if self.model.measured_bytes is None:
+        if not self.model.measured_bytes:
             return self.need.used_bytes
         # The peak holds originals of repacked weights that the kernel drops when memory is wanted.
         return self.model.measured_bytes - (self.need.peak_bytes - self.need.used_bytes)
@@ -162,15 +166,36 @@ class LlamaCpp:
             await asyncio.shield(worker.started)
             return await worker.host.count(messages)
 
+    async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.count_texts(texts)
+
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
         with self._using(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.preview(messages)
 
+    async def embed(self, model: LocalModel, texts: Sequence[str]) -> list[Embedding]:
+        """A vector of length 1 for each text, in their order; made anew when the engine dies under it.
+
+        Raises ProviderError; ContextOverflow for a text that is too long, of which nothing is cut.
+        """
+        num_deaths = 0
+        while True:
+            try:
+                with self._using(model) as worker:
+                    await asyncio.shield(worker.started)
+                    return await worker.host.embed(texts)
+            except EngineDied:
+                num_deaths += 1
+                if num_deaths == MAX_DEATHS:
+                    raise
+
     async def load(self, model: LocalModel) -> None:
         """Load it, and wait until it is ready. Raises NoRoom, and ProviderError when it will not load."""
-        with self._using(model, takes_over=False) as worker:
+        with self._using(model, is_request=False) as worker:
             await asyncio.shield(worker.started)
             await worker.host.wait_until_ready()
 
@@ -194,12 +219,13 @@ class LlamaCpp:
     async def measure(self, model: LocalModel) -> Measurements:
         """Wait until it is loaded and idle, and measure it. A request that comes meanwhile goes first."""
         await self.load(model)
-        worker = self._workers[model]
+        worker = self._workers.get(model)
+        if worker is None or worker.need is None:
+            raise EngineDied(f"{model.label} was unloaded before it was measured.")
         speed = await worker.host.measure()
-        assert worker.need is not None and worker.host.pid is not None
         return Measurements(
             predicted_bytes=worker.need.peak_bytes,
-            measured_bytes=peak_resident_bytes(worker.host.pid),
+            measured_bytes=peak_resident_bytes(worker.host.pid) if worker.host.pid else 0,
             load_s=worker.host.load_s,
             prefill_per_s=speed.prefill_per_s,
             decode_per_s=speed.decode_per_s,
@@ -224,8 +250,8 @@ class LlamaCpp:
             state=worker.state,
             fraction=host.fraction,
             error=host.error,
-            num_requests=worker.num_users,
-            num_waiting=max(0, worker.num_users - num_slots),
+            num_requests=worker.num_requests,
+            num_waiting=max(0, worker.num_requests - num_slots),
             needed_bytes=worker.needed_bytes,
             resident_bytes=resident_bytes(host.pid) if host.pid else 0,
             window=host.info.window if host.info else 0,
@@ -250,19 +276,20 @@ class LlamaCpp:
     # The life of a worker
 
     @contextmanager
-    def _using(self, model: LocalModel, *, takes_over: bool = True) -> Iterator[_Worker]:
+    def _using(self, model: LocalModel, *, is_request: bool = True) -> Iterator[_Worker]:
         """The worker of `model`, which is kept while the block runs. From the main thread's event loop only.
 
-        It takes over from older workers of the model, which end.
+        With a request it takes over from older workers of the model, which end.
         """
         worker = self._workers.get(model)
         if worker is None or worker.state == "refused":  # the file may have been mended
             worker = self._begin(model)
         worker.model = model  # its name and keep-alive may be other ones now
         worker.is_retired = worker.is_retired and any(not other.is_retired for other in self._others(worker))
-        if takes_over and not worker.is_retired:
+        if is_request and not worker.is_retired:
             self._retire_soon(self._others(worker))
         worker.num_users += 1
+        worker.num_requests += is_request
         if worker.keep_alive:
             worker.keep_alive.cancel()
         try:
@@ -271,6 +298,7 @@ class LlamaCpp:
             raise ProviderError(str(exc), permanent=True) from exc
         finally:
             worker.num_users -= 1
+            worker.num_requests -= is_request
             worker.last_used_at = time.time()
             if not worker.is_busy:
                 self._rest(worker)
@@ -296,7 +324,7 @@ class LlamaCpp:
             self._forget(worker)
             worker.started.set_exception(exc)
             worker.started.exception()  # whoever waited for it may be gone
-        except InferenceError as exc:
+        except (InferenceError, OSError) as exc:
             worker.host.refuse(str(exc))
         finally:
             if not worker.started.done():
@@ -324,8 +352,8 @@ class LlamaCpp:
             return leaving
         if is_alone:
             raise ProviderError(
-                f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and all models together may "
-                f"take {gigabytes(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
+                f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and all models together may "
+                f"take {size(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
                 "smaller quantisation, or let models take a larger share of the memory.",
                 permanent=True,
             )
@@ -334,10 +362,10 @@ class LlamaCpp:
         raise self._no_room(worker, free, [other for other in others if other.is_busy])
 
     def _no_room(self, worker: _Worker, free: int, holders: list[_Worker]) -> NoRoom:
-        held = ", ".join(f"{each.model.label} ({gigabytes(each.held_bytes)})" for each in holders)
+        held = ", ".join(f"{each.model.label} ({size(each.held_bytes)})" for each in holders)
         return NoRoom(
-            f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and "
-            f"{gigabytes(max(0, free))} of the {gigabytes(self.budget_bytes)} for models can be had: "
+            f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and "
+            f"{size(max(0, free))} of the {size(self.budget_bytes)} for models can be had: "
             f"{held} {'is' if len(holders) == 1 else 'are'} in use. Try again later, or use another model.",
             retry_after_s=RETRY_AFTER_S,
         )
