@@ -22,7 +22,7 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, registration
+from localllm.gateway import database, downloads, jobs, registration, replays
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
@@ -69,7 +69,7 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await registration.register_configured(say)
         await _preload(say)
         await live.resume_interrupted()
-        await jobs.runner.start({"batch": batches.run, "download": downloads.run})
+        await jobs.runner.start({"batch": batches.run, "download": downloads.run, "replay": replays.run})
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 

@@ -20,14 +20,16 @@ import msgspec
 from django.contrib.auth.models import User
 
 from localllm.gateway import database
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models import ApiKey, LanguageModel, LoggedSchema, UsageLog
 from localllm.gateway.models.usage import pack_ids
 from localllm.gateway.providers import local
+from localllm.inference.engine.settings import cpu_name
 from localllm.inference.errors import EngineDied, ProviderError
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
 
 log = logging.getLogger(__name__)
 
+MACHINE = cpu_name()[:100]
 MAX_DEATHS = 3  # of the engine under one request; more, and the request is likely the cause
 
 
@@ -95,6 +97,7 @@ class _Record:
     An answer that outlived its engine has the token ids of the last engine's part only.
     """
 
+    asked: ChatRequest | None = None  # of the engine that answered last
     text: str = ""
     reasoning: str = ""
     prompt_ids: tuple[int, ...] = ()
@@ -121,14 +124,16 @@ class _Record:
         """The request that goes on where the answer stands; `request` itself when nothing was written."""
         self.num_lost += len(self.output_ids)
         self.output_ids.clear()
+        self.asked = request
         if not self.text and not self.reasoning:
             return request
         params = request.params
         if params.max_tokens is not None:
             params = msgspec.structs.replace(params, max_tokens=max(1, params.max_tokens - self.num_lost))
-        return msgspec.structs.replace(
+        self.asked = msgspec.structs.replace(
             request, prefix=request.prefix + self.text, reasoning=request.reasoning + self.reasoning, params=params
         )
+        return self.asked
 
     def usage(self) -> Usage:
         """The account as the asker saw it, over all engines that took part."""
@@ -146,15 +151,20 @@ class _Record:
 def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
     usage = record.usage()
     host = local.loaded(model.local())
+    info = host.info if host else None
+    asked = record.asked or request
+    if asked.response_format is not None:
+        LoggedSchema.keep(asked.response_format)
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
         model=model,
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,
-        engine_build=host.info.build if host and host.info else "",
-        engine_settings=msgspec.to_builtins(model.engine_settings),
-        parameters=_parameters(request),
+        engine_build=info.build if info else "",
+        engine_settings=msgspec.to_builtins(model.engine_settings) | ({"n_threads": info.num_threads} if info else {}),
+        machine=MACHINE,
+        parameters=_parameters(asked),
         seed=request.params.seed,
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
@@ -170,8 +180,11 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
 
 
 def _parameters(request: ChatRequest) -> dict[str, object]:
-    """The sampling, and the digest of the schema that the answer was decoded by, if one was."""
+    """The sampling, the digest of the schema that the answer was decoded by, and what it continued, if it did."""
     parameters: dict[str, object] = msgspec.to_builtins(request.params)
     if request.response_format is not None:
         parameters["response_format"] = request.response_format.digest
+    for name in ("prefix", "reasoning"):
+        if text := getattr(request, name):
+            parameters[name] = text
     return parameters

@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def logged(method: str, status: int) -> Row:
+    """A logged generation is its asker's, and that of who may view the log."""
+    return Row(method, LOGIN, GONE, status, status)
+
+
 def public(method: str, status: int) -> Row:
     return Row(method, status, status, status, status)
 
@@ -97,6 +102,12 @@ TABLE: dict[str, list[Row]] = {
     "schemas:batch-delete": [own("POST", 302)],
     "schemas:batch-csv": [own("GET", 200)],
     "schemas:batch-jsonl": [own("GET", 200)],
+    "usage:show": [logged("GET", 200)],
+    "usage:of-message": [logged("GET", 302)],
+    "usage:text": [logged("GET", 200)],
+    "usage:replays": [logged("GET", 200)],
+    "usage:replay": [logged("POST", 302)],
+    "usage:cancel": [logged("POST", 302)],
     "setup": [public("GET", 302), public("POST", 302)],
     "login": [Row("GET", 200, 302, 302, 302)],
     "logout": [Row("GET", LOGIN, 405, 405, 405)],
@@ -131,7 +142,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Job
+from localllm.gateway.models import Job, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -156,6 +167,8 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
+    ids["generation"] = str(log.pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
@@ -216,7 +229,12 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
-    known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {
+        "batch_id": ids["batch"],
+        "schema_id": ids["schema"],
+        "try_out_id": ids["try_out"],
+        "generation_id": ids["generation"],
+    }
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

@@ -4,6 +4,7 @@ from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
-from localllm.gateway.models.usage import UsageLog
+from localllm.gateway.models.replay import Replay
+from localllm.gateway.models.usage import LoggedSchema, UsageLog
 
-__all__ = ["ApiKey", "Download", "FileVersion", "Job", "LanguageModel", "UsageLog"]
+__all__ = ["ApiKey", "Download", "FileVersion", "Job", "LanguageModel", "LoggedSchema", "Replay", "UsageLog"]

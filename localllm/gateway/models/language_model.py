@@ -10,11 +10,10 @@ from typing import Any
 from django.db import models, transaction
 from django.db.models import Q
 
+from localllm.inference.engine.gguf import split_parts
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.types import Message
-
-HASH_CHUNK_BYTES = 1 << 20
 
 
 class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
@@ -149,7 +148,7 @@ class LanguageModel(models.Model):
         """Note size, time and hash of the file; the hash is computed only when the others changed."""
         stat = Path(self.path).stat()
         if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
-            self.sha256 = _sha256(Path(self.path))
+            self.sha256 = content_sha256(Path(self.path))
             self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
 
 
@@ -172,9 +171,10 @@ class FileVersion(models.Model):
         return self.name
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def content_sha256(path: Path) -> str:
+    """Of a file; of a split one, of its parts' hashes, as of those that were downloaded (hub/files.py)."""
+    hashes = []
+    for part in split_parts(path):
+        with part.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -210,6 +210,15 @@ class Header:
         return max(self.kv_heads)
 
 
+def split_parts(path: Path) -> list[Path]:
+    """The file itself; of the first part of a split file, all parts in order, where llama.cpp looks for them."""
+    match = SPLIT.fullmatch(path.name)
+    if match is None:
+        return [path]
+    numbers = range(1, int(match["count"]) + 1)
+    return [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in numbers]
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of the file at `path`; raises ModelRefused with the reason.
 

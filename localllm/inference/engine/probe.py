@@ -208,7 +208,7 @@ def _main(path: Path, settings: EngineSettings, parent_pid: int) -> None:
     def tell(line: _Line) -> None:
         os.write(stdout, msgspec.json.encode(line) + b"\n")
 
-    _limit_load()
+    limit_load()
     try:
         tell(_examine(path, settings, parent_pid, tell))
     except InferenceError as exc:
@@ -272,7 +272,7 @@ def _render(info: ModelInfo) -> None:
             )
 
 
-def _limit_load() -> None:
+def limit_load() -> None:
     """Leave no core file, take no more than the machine has, be the first to go when memory is short."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
