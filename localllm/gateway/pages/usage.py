@@ -71,7 +71,7 @@ def replay(request: Request, generation_id: UUID) -> HttpResponse:
     generation = _visible(request.user, generation_id)
     Replay.objects.request(generation, request.user)
     jobs.runner.wake()
-    return redirect(f"{generation.get_absolute_url()}#replays")
+    return redirect(generation)
 
 
 @require_POST
@@ -81,7 +81,7 @@ def cancel(request: Request, generation_id: UUID) -> HttpResponse:
     for each in generation.replays.select_related("job"):
         each.job.cancel()
     jobs.runner.wake()
-    return redirect(f"{generation.get_absolute_url()}#replays")
+    return redirect(generation)
 
 
 def _visible(user: User, id: UUID) -> UsageLog:
