@@ -46,6 +46,7 @@ async def cancel(row: Download) -> None:
 async def run(job: Job) -> None:
     """The kind `download`: from where it stands to a model. Raises InferenceError."""
     row = await database.read(Download.objects.get, job=job)
+    row.job = job
     async with store().alone():
         try:
             if await _transfer(row):

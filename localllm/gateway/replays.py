@@ -27,6 +27,7 @@ from localllm.inference.types import ChatRequest, ResponseFormat, SamplingParams
 async def run(job: Job) -> None:
     """The kind `replay`. It is short enough to begin anew after a restart. Raises InferenceError."""
     row = await database.read(Replay.objects.select_related("generation").get, job=job)
+    row.job = job
     recording = await _recording(row.generation)
     async with aclosing(replay(recording)) as steps:
         async for step in steps:

@@ -56,7 +56,7 @@ class Replay(models.Model):
 
     def advance(self, num_tokens: int) -> bool:
         """Note how far it is. False when its job runs no more."""
-        return bool(Job.objects.filter(pk=self.job_id, state="running").update(num_done=num_tokens))
+        return bool(self.job.this_run.update(num_done=num_tokens))
 
     def complete(self, result: Replayed, notes: list[str]) -> None:
         with transaction.atomic():
