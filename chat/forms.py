@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 
 from chat.models import Conversation
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import LanguageModel, PromptTemplate
+from localllm.inference.prompt_template import Template
 
 # Field: least, most, step, and what it does in a line.
 SAMPLING: dict[str, tuple[float, float | None, str, str]] = {
@@ -44,10 +45,13 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Conversation
-        fields = ("system_prompt", *SAMPLING)
+        fields = ("template", "system_prompt", *SAMPLING)
 
     def __init__(self, data: Any, *, instance: Conversation, inherits: LanguageModel | None) -> None:
         super().__init__(data, instance=instance, auto_id="setting-%s")
+        template = cast(forms.ModelChoiceField, self.fields["template"])  # type: ignore[type-arg]
+        template.queryset = PromptTemplate.objects.in_use().filter(use_case="chat", family="").exclude(name="chat")
+        template.empty_label, template.label = "Default", "System prompt template"
         prompt = inherits.system_prompt if inherits else ""
         self.fields["system_prompt"].widget.attrs |= {"rows": 4, "placeholder": prompt or "None"}
         for name, (least, most, step, hint) in SAMPLING.items():
@@ -56,6 +60,20 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
             field.validators += [MinValueValidator(least)] + ([MaxValueValidator(most)] if most is not None else [])
             field.widget.attrs |= {"min": least, "max": most, "step": step, "inputmode": "decimal"}
             field.widget.attrs["placeholder"] = _inherited(inherits, name)
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        template = cleaned.get("template")
+        if (
+            template
+            and cleaned.get("system_prompt")
+            and "system_prompt" not in Template(template.current.text).variables
+        ):
+            self.add_error(
+                "system_prompt",
+                f"The template “{template}” has no place for a text of your own. Clear it, or choose another template.",
+            )
+        return cleaned
 
 
 def _inherited(model: LanguageModel | None, name: str) -> str:

@@ -276,18 +276,22 @@ async def _write(reply: LiveReply) -> None:
 
 async def _generate(reply: LiveReply) -> Finished | StructuredResult:
     def prepare() -> _Question:
-        conversation = Conversation.objects.select_related("model", "owner").get(pk=reply.message.conversation_id)
+        related = Conversation.objects.select_related("model", "owner", "template")
+        conversation = related.get(pk=reply.message.conversation_id)
+        model, template_version = conversation.resolved_model(), conversation.prompt_version
         asker = completions.Asker(
             source="chat",
             user=conversation.owner,
             conversation_id=conversation.pk,
             message_id=reply.message.pk,
             schema_version_id=reply.message.schema_version_id,
+            template_version_id=template_version.pk if template_version else None,
+            template_variables=conversation.prompt_variables(model) if template_version else {},
         )
         version = reply.message.schema_version
         return _Question(
             conversation.request_for(reply.message),
-            conversation.resolved_model(),
+            model,
             asker,
             text=reply.message.parent.text if reply.message.parent else "",
             schema_text=version.text if version else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from django.conf import settings
@@ -12,7 +13,9 @@ from django.db import models, transaction
 from django.db.models.functions import Concat
 from django.utils import timezone
 
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.prompt_template import chat_variables
+from localllm.gateway.models.usage import subject
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
 from localllm.inference.types import Message as Turn
 
@@ -54,6 +57,7 @@ class Conversation(models.Model):
     # Empty means: as the model has it
     model = models.ForeignKey(LanguageModel, null=True, blank=True, on_delete=models.SET_NULL)
     schema = models.ForeignKey("schemas_app.Schema", null=True, blank=True, on_delete=models.SET_NULL)
+    template = models.ForeignKey(PromptTemplate, null=True, blank=True, on_delete=models.SET_NULL)
     system_prompt = models.TextField(blank=True)
     temperature = models.FloatField(null=True, blank=True)
     top_p = models.FloatField(null=True, blank=True)
@@ -113,7 +117,7 @@ class Conversation(models.Model):
     def request_for(self, reply: Message) -> ChatRequest:
         """What the model is asked so that `reply` is written, or written on; by its schema where it has one."""
         model = self.resolved_model()
-        system = self.system_prompt or model.system_prompt
+        system = self.system_text(model)
         turns = [Turn("system", system)] if system else []
         for message in self.branch(self.path(reply.parent_id)):
             if message.content:
@@ -126,6 +130,30 @@ class Conversation(models.Model):
             owner=f"user:{self.owner_id}",
         )
         return reply.schema_version.applied_to(request) if reply.schema_version else request
+
+    @cached_property
+    def prompt_version(self) -> PromptTemplateVersion | None:
+        """What its next answer's system prompt is made by; None where its owner's own text stands alone.
+
+        Looked up once: what is asked and what is logged are the same, whatever is published in between.
+        """
+        if self.system_prompt and self.template is None:
+            return None
+        name = self.template.name if self.template and self.template.deleted_at is None else "chat"
+        try:
+            template = PromptTemplate.objects.named(name, self.resolved_model())
+        except PromptTemplate.DoesNotExist:
+            return None
+        return template.version_for(subject(conversation_id=self.pk))
+
+    def prompt_variables(self, model: LanguageModel) -> dict[str, str]:
+        return chat_variables(self.system_prompt or model.system_prompt)
+
+    def system_text(self, model: LanguageModel) -> str:
+        """Its system prompt. Raises TemplateError."""
+        if self.prompt_version is None:
+            return self.system_prompt or model.system_prompt
+        return self.prompt_version.render(self.prompt_variables(model))
 
     def sampling(self, model: LanguageModel) -> SamplingParams:
         def pick(name: str) -> Any:

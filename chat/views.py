@@ -16,21 +16,20 @@ from uuid import UUID, uuid4
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh, trigger_client_event
-from django_htmx.middleware import HtmxDetails
 
 from chat import live, markdown
 from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
-from localllm.gateway import data_view, database
+from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import LanguageModel
-from localllm.gateway.providers import local
+from localllm.gateway.pages.request import Request
 from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
@@ -42,13 +41,6 @@ SUGGESTIONS = (
     "What is LocalLLM?",
     "Extract name and city as JSON: Maya Lindgren lives in Uppsala.",
 )
-
-
-class Request(HttpRequest):
-    """As the middleware leaves it."""
-
-    htmx: HtmxDetails
-    user: User
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,11 +424,7 @@ def _zone(request: Request) -> tzinfo:
 
 
 def _choices(models: list[LanguageModel], chosen: LanguageModel | None) -> list[Choice]:
-    choices = []
-    for model in models:
-        host = local.loaded(model.local())
-        choices.append(Choice(model, host.state if host else "stopped", model == chosen))
-    return choices
+    return [Choice(model, serving.state(model).state, model == chosen) for model in models]
 
 
 def _model_of(conversation: Conversation) -> LanguageModel | None:

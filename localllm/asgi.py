@@ -22,12 +22,9 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, registration, replays
-from localllm.gateway.models import LanguageModel
-from localllm.gateway.providers import local
+from localllm.gateway import downloads, jobs, registration, replays, serving
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
-from localllm.inference.errors import ProviderError
 from schemas_app.batches import running as batches
 
 consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
@@ -67,23 +64,17 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
 
     async def start() -> None:
         await registration.register_configured(say)
-        await _preload(say)
+        await serving.start(say)
         await live.resume_interrupted()
         await jobs.runner.start({"batch": batches.run, "download": downloads.run, "replay": replays.run})
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 
     serve(
-        application, host=host, port=port, on_start=start, on_ready=on_ready, on_drain=[live.drain, jobs.runner.drain]
+        application,
+        host=host,
+        port=port,
+        on_start=start,
+        on_ready=on_ready,
+        on_drain=[live.drain, jobs.runner.drain, serving.drain],
     )
-
-
-async def _preload(say: Callable[[str], None]) -> None:
-    """Begin to load the default model; it goes on while the first page is asked for."""
-    try:
-        model = await database.read(LanguageModel.objects.default)
-        await local.host(model.local())
-    except LanguageModel.DoesNotExist:
-        say("There is no model yet: register one with `manage.py registermodel PATH`.")
-    except ProviderError as exc:
-        say(str(exc))

@@ -16,6 +16,7 @@ urlpatterns = [
     path("models/", include("localllm.gateway.pages.urls")),
     path("schemas/", include("schemas_app.urls")),
     path("usage/", include("localllm.gateway.pages.usage_urls")),
+    path("prompts/", include("localllm.gateway.pages.prompts.urls")),
     path("setup/", views.SetupView.as_view(), name="setup"),
     path("login/", views.LoginView.as_view(), name="login"),
     path("logout/", LogoutView.as_view(), name="logout"),

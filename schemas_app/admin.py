@@ -10,9 +10,10 @@ from django.contrib import admin
 from django.db.models import Max, QuerySet
 from django.http import HttpRequest, HttpResponse
 
+from localllm.gateway.pages.request import unix_lines
 from localllm.gateway.structured import compiler
 from localllm.inference.json_schema.errors import SchemaRefused
-from schemas_app.forms import ExamplesField, ExamplesWidget, SchemaForm, unix_lines
+from schemas_app.forms import ExamplesField, ExamplesWidget, SchemaForm
 from schemas_app.models import CONTENT, Schema, SchemaVersion
 
 

@@ -15,7 +15,7 @@ from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
 from pydantic import BeforeValidator, Field
 
-from localllm.gateway import completions, database, structured
+from localllm.gateway import completions, database, serving, structured
 from localllm.gateway.api import access, errors, response_format, sse
 from localllm.gateway.api.chat_request import (
     Body,
@@ -197,7 +197,7 @@ class Question:
         return {**structured.account(result), "provider": local.name, "model": self.model.name}
 
     def error(self, exc: ProviderError) -> ApiError:
-        is_loaded = local.loaded(self.model.local()) is not None
+        is_loaded = serving.state(self.model).is_loaded
         return errors.from_provider(exc, is_loaded=is_loaded, schema_param=self.schema_param)
 
     async def _events(self, *, as_written: bool) -> AsyncGenerator[Event | StructuredResult]:

@@ -12,11 +12,13 @@ from django.http import QueryDict
 from django.template.loader import render_to_string
 from django.utils.safestring import SafeString
 
+from localllm.gateway.pages.request import unix_lines
 from localllm.gateway.structured import compiler
 from localllm.inference.json_schema.document import Document
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import NotJson, loads
 from localllm.inference.json_schema.validator import Validator
+from localllm.inference.prompt_template import Template, TemplateError
 from schemas_app.models import CONTENT, INPUT, Schema, SchemaVersion
 from schemas_app.report import Problem
 
@@ -71,7 +73,7 @@ class SchemaForm(forms.ModelForm):  # type: ignore[type-arg]
     prompt_template = forms.CharField(
         required=False,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text=f"What the model is asked. {INPUT} stands for the text that data are taken from; alone if empty.",
+        help_text="What the model is asked. {{ input }} stands for the text that data are taken from; alone if empty.",
     )
     temperature = forms.FloatField(
         min_value=0, max_value=2, initial=0.3, help_text="0 always takes the likeliest word; higher is freer."
@@ -103,19 +105,31 @@ class SchemaForm(forms.ModelForm):  # type: ignore[type-arg]
         return text
 
     def clean_prompt_template(self) -> str:
-        template = unix_lines(self.cleaned_data["prompt_template"]).strip()
-        if template and INPUT not in template:
-            raise forms.ValidationError(f"It says nowhere where the text goes. Write {INPUT} there, or leave it empty.")
-        return template
+        text = unix_lines(self.cleaned_data["prompt_template"]).strip()
+        try:
+            template = Template(text)
+            template.check([INPUT])
+        except TemplateError as exc:
+            raise forms.ValidationError(str(exc)) from None
+        if text and INPUT not in template.variables:
+            raise forms.ValidationError(
+                "It says nowhere where the text goes. Write {{ input }} there, or leave it empty."
+            )
+        return text
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         if "text" in cleaned:
             for problem in _problems(cleaned["text"], cleaned.get("examples") or []):
                 self.add_error("examples", problem)
-        if "name" in cleaned and not cleaned.get("slug") and "slug" not in self.errors:
-            cleaned["slug"] = self.instance.slug or Schema.objects.free_slug(cleaned["name"])
+        if not cleaned.get("slug") and "slug" not in self.errors:
+            cleaned["slug"] = self.instance.slug
         return cleaned
+
+    def save(self, commit: bool = True) -> Schema:
+        """In the transaction that stores it, so that of two schemas of one name each finds a slug."""
+        self.instance.slug = self.instance.slug or Schema.objects.free_slug(self.instance.name)
+        return cast(Schema, super().save(commit))
 
     def add_version(self, author: User) -> SchemaVersion | None:
         """The next version of the saved schema; None when it would say the same as the last."""
@@ -143,8 +157,3 @@ def _problems(text: str, examples: list[dict[str, str]]) -> list[str]:
                 for each in wrong
             ]
     return problems
-
-
-def unix_lines(text: str) -> str:
-    """Browsers send line ends as CRLF; compared with what is stored, every line would have changed."""
-    return text.replace("\r\n", "\n").replace("\r", "\n")

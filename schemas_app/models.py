@@ -13,12 +13,13 @@ from django.db.models import Max, Q
 from django.utils.text import slugify
 
 from localllm.gateway.models import LanguageModel
+from localllm.inference.prompt_template import Template
 from localllm.inference.types import ChatRequest, Message, SamplingParams
 from schemas_app.batches.models import Batch, BatchRow
 
 __all__ = ["Batch", "BatchRow", "Schema", "SchemaVersion", "TryOut"]
 
-INPUT = "{{ input }}"  # where the prompt template takes what the user wrote
+INPUT = "input"  # the variable of a prompt template that stands for what the user wrote
 MAX_KEPT = 50  # results of trying one schema, for each user
 CONTENT = ("text", "prompt_template", "temperature", "max_tokens", "examples")  # what a version says
 
@@ -90,7 +91,7 @@ class SchemaVersion(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
     text = models.TextField("JSON Schema", help_text="As its author wrote it: the order of properties counts.")
     prompt_template = models.TextField(
-        blank=True, help_text=f"What is asked. {INPUT} stands for what the user wrote; alone if empty."
+        blank=True, help_text="What is asked. {{ input }} stands for what the user wrote; alone if empty."
     )
     temperature = models.FloatField(default=0.3)
     max_tokens = models.PositiveIntegerField(default=2048, help_text="At most; fewer when the window holds fewer.")
@@ -116,8 +117,8 @@ class SchemaVersion(models.Model):
         return {name: getattr(self, name) for name in CONTENT}
 
     def prompt(self, text: str) -> str:
-        """The question: the template around what the user wrote."""
-        return self.prompt_template.replace(INPUT, text) if self.prompt_template else text
+        """The question: the template around what the user wrote. Raises TemplateError."""
+        return Template(self.prompt_template).render({INPUT: text}) if self.prompt_template else text
 
     def applied_to(self, request: ChatRequest) -> ChatRequest:
         """`request` as this version asks it: prompt template, examples before the question, its sampling.

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from localllm.gateway import serving
 from localllm.gateway.models import LanguageModel
-from localllm.gateway.providers import local
 from localllm.gateway.structured import compiler
 from localllm.inference.errors import ProviderError
 from localllm.inference.json_schema.document import SUBSCHEMAS, Document, Json, pointer, subschemas
@@ -144,15 +144,14 @@ def _place(text: str, path: str) -> tuple[int, int] | tuple[None, None]:
 async def _cost(compiled: CompiledSchema, description: str) -> Cost | None:
     """Exact, by the model's own template and tokenizer; nothing is loaded for it."""
     model = await LanguageModel.objects.filter(is_default=True).afirst()
-    host = local.loaded(model.local()) if model else None
-    if model is None or host is None or host.state != "ready":
+    if model is None or serving.state(model).state != "ready":
         return None
     question = Message("user", "?")
     try:
-        plain = await host.count((question,))
-        told = await host.count(instruct((question,), compiled.text, description))
-        shortest = await host.count((question, Message("assistant", compiled.shortest)))
-        nothing = await host.count((question, Message("assistant", "")))
+        plain = await serving.count(model, (question,))
+        told = await serving.count(model, instruct((question,), compiled.text, description))
+        shortest = await serving.count(model, (question, Message("assistant", compiled.shortest)))
+        nothing = await serving.count(model, (question, Message("assistant", "")))
     except ProviderError:
         return None
     return Cost(model, told - plain, shortest - nothing)

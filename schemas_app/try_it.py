@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 from django import forms
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpResponse, QueryDict
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, render
 from django.template.loader import render_to_string
@@ -27,23 +27,17 @@ from localllm.gateway.api import sse
 from localllm.gateway.api.errors import ApiError
 from localllm.gateway.completions import Asker
 from localllm.gateway.models import LanguageModel
+from localllm.gateway.pages.request import Request, unix_lines
 from localllm.inference.errors import ProviderError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import loads
 from localllm.inference.structured import Attempt, FieldReport, StructuredError, StructuredResult
 from localllm.inference.types import Chunk, Event, Loading, Message, Prefill, Waiting
-from schemas_app.forms import unix_lines
 from schemas_app.models import Schema, SchemaVersion, TryOut
 
 TICK_S = 0.15  # how often what is being written is shown
 LISTED = 20  # results shown on the page
 MAX_VIOLATIONS = 10
-
-
-class Request(HttpRequest):
-    """As the middleware leaves it."""
-
-    user: User
 
 
 class VersionField(forms.ModelChoiceField):  # type: ignore[type-arg]  # generic in the stubs alone

@@ -16,19 +16,20 @@ from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Max
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
-from django_htmx.middleware import HtmxDetails
 from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.data import JsonLexer
 
-from schemas_app import comparison, fields, try_it
-from schemas_app.forms import BLANK, SchemaForm, unix_lines
-from schemas_app.imports import Draft, ImportProblem, from_example, from_json_schema
+from localllm.gateway.pages.request import Request, unix_lines
+from localllm.inference.json_schema import fields
+from localllm.inference.json_schema.imports import Draft, ImportProblem, from_example, from_json_schema
+from localllm.inference.json_schema.pydantic_source import from_pydantic
+from schemas_app import comparison, try_it
+from schemas_app.forms import BLANK, SchemaForm
 from schemas_app.models import Schema, SchemaVersion
-from schemas_app.pydantic_source import from_pydantic
 from schemas_app.report import examine
 
 LISTED = 300  # schemas on one page; a search finds the others
@@ -40,13 +41,6 @@ SOURCES: dict[str, Callable[[str], Draft]] = {
 }
 COLUMNS = ("name", "kind", "required", "description", "least", "most", "choices")  # of a row, in the form
 KINDS = [(kind, label) for kind, (label, _) in fields.KINDS.items()]
-
-
-class Request(HttpRequest):
-    """As the middleware leaves it."""
-
-    htmx: HtmxDetails
-    user: User
 
 
 # The list and the page of a schema

@@ -36,9 +36,11 @@ class Request:
 
 @dataclass
 class HubServer:
-    """`files` are those of the one repository `REPO`, by path. Each fault holds until it is unset."""
+    """`files` are those of its one repository, by path. Each fault holds until it is unset."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    repo: str = REPO  # empty: any
+    card: dict[str, Any] = field(default_factory=dict)  # what the model card says of licence and such
     commit: str = FIRST_COMMIT
     is_gated: bool = False  # only who sends TOKEN gets a file
     promised: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where it is to be another than the true
@@ -121,12 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_listing(self, repo: str, revision: str) -> None:
         hub = self.server.hub
-        if repo != REPO:
+        if repo != (hub.repo or repo):
             return self._answer(401, {"X-Error-Code": "RepoNotFound"})
         if revision not in ("main", hub.commit):
             return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
-        siblings = [{"rfilename": path, "lfs": self._lfs(path)} for path in hub.files]
-        info = {"id": repo, "sha": hub.commit, "siblings": [*siblings, {"rfilename": "README.md", "size": 10}]}
+        siblings: list[dict[str, Any]] = [{"rfilename": path, "lfs": self._lfs(path)} for path in hub.files]
+        siblings.append({"rfilename": "README.md", "size": 10})
+        info = {"id": repo, "sha": hub.commit, "cardData": hub.card, "siblings": siblings}
         self._answer(200, {"Content-Type": "application/json"}, hub.listing or json.dumps(info).encode())
 
     def _lfs(self, path: str) -> dict[str, Any]:
@@ -138,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         if hub.is_gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._answer(403, {"X-Error-Code": "GatedRepo"})
-        if repo != REPO or commit != hub.commit or path not in hub.files:
+        if repo != (hub.repo or repo) or commit != hub.commit or path not in hub.files:
             return self._answer(404, {"X-Error-Code": "EntryNotFound"})
         digest = _sha256(hub.files[path])
         location = hub.redirect or f"{hub.storage_url}/{digest}"

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ADMIN, PASSWORD = "ada", "correct horse battery"
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
+NO_HUB = "http://127.0.0.1:9"  # nobody listens there: tests ask no public hub
 MOMENT_S = 0.01
 
 
@@ -49,6 +50,7 @@ class Server:
         self.environment = {
             "DJANGO_SUPERUSER_USERNAME": ADMIN,
             "DJANGO_SUPERUSER_PASSWORD": PASSWORD,
+            "HF_ENDPOINT": NO_HUB,
             **environment,
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -17,10 +20,12 @@ from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway import downloads, jobs, serving
+from localllm.gateway.models import ApiKey, Download, LanguageModel, UsageLog
 from localllm.gateway.models.usage import unpack_ids
-from localllm.gateway.providers import local
+from localllm.gateway.pages.downloads import MAY_ADD
 from localllm.gateway.registration import register
+from localllm.inference import amounts
 from localllm.inference.errors import InferenceError
 
 admin.site.site_header = "LocalLLM"
@@ -46,13 +51,16 @@ class RegisterForm(forms.Form):
         return path
 
 
+MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
+
+
 @admin.register(LanguageModel)
 class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name", "title", "is_default", "is_enabled", "description", "size", "state")
     list_filter = ("is_enabled",)
     search_fields = ("name", "title", "path")
-    actions = ("make_default", "unload", "reload")
-    readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at")
+    actions = ("make_default", "load", "cancel_load", "unload", "measure", "check_files")
+    readonly_fields = ("path", "state", "description", "size", "sha256", "is_default", "created_at", *MEASURED)
     fieldsets = (
         (None, {"fields": ("name", "title", "is_enabled", "is_default", "state")}),
         ("The file", {"fields": ("path", "description", "size", "sha256", "created_at")}),
@@ -67,9 +75,11 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                     ("use_mmap", "use_mlock"),
                     ("flash_attention", "kv_type"),
                     ("rope_scaling", "rope_scale"),
+                    ("keep_alive_s", "is_preloaded"),
                 ),
             },
         ),
+        ("What loading it showed", {"fields": MEASURED}),
         (
             "Defaults of its conversations",
             {"fields": ("system_prompt", ("temperature", "top_p", "top_k", "min_p"), "max_tokens")},
@@ -78,12 +88,12 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.display(description="size")
     def size(self, model: LanguageModel) -> str:
-        return f"{model.size_bytes / 1e9:.2f} GB" if model.size_bytes >= 1e8 else f"{model.size_bytes / 1e6:.1f} MB"
+        return amounts.size(model.size_bytes)
 
     @admin.display(description="state")
     def state(self, model: LanguageModel) -> str:
-        host = local.loaded(model.local())
-        return host.state if host else "not loaded"
+        now = serving.state(model)
+        return now.error if now.state == "refused" else "not loaded" if now.state == "stopped" else now.state
 
     def has_delete_permission(self, request: HttpRequest, obj: LanguageModel | None = None) -> bool:
         """The default model stays until there is another."""
@@ -126,29 +136,129 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if len(chosen := list(models)) != 1:
             self.message_user(request, f"Choose one model; {len(chosen)} are marked.", messages.ERROR)
             return
-        chosen[0].make_default()
-        self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
+        try:
+            async_to_sync(serving.make_default)(chosen[0])
+        except InferenceError as exc:
+            self.message_user(request, f"{chosen[0]} was not made the default model. {exc}", messages.ERROR)
+        else:
+            self.message_user(request, f"{chosen[0]} is the default model now.", messages.SUCCESS)
 
     @admin.action(description="Unload from memory", permissions=["change"])
     def unload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
-            async_to_sync(local.unload)(model.local())
-        self.message_user(request, "Unloaded. Answers under way start anew where they stopped.", messages.SUCCESS)
+            async_to_sync(serving.unload)(model)
+        self.message_user(request, "Unloaded; what is answering, with its last reply.", messages.SUCCESS)
 
-    @admin.action(description="Load, or load again", permissions=["change"])
-    def reload(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+    @admin.action(description="Load into memory", permissions=["change"])
+    def load(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
             try:
-                async_to_sync(_reload)(model)
+                async_to_sync(serving.load)(model)
             except InferenceError as exc:
                 self.message_user(request, str(exc), messages.ERROR)
             else:
-                self.message_user(request, f"{model} is loading.", messages.SUCCESS)
+                self.message_user(request, f"{model} is loading, or loaded already.", messages.SUCCESS)
+
+    @admin.action(description="Stop loading", permissions=["change"])
+    def cancel_load(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        cancelled = [model for model in models if async_to_sync(serving.cancel_load)(model)]
+        self.message_user(request, f"{len(cancelled)} stopped.", messages.SUCCESS)
+
+    @admin.action(description="Measure memory and speed", permissions=["change"])
+    def measure(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            try:
+                found = async_to_sync(serving.measure)(model)
+            except InferenceError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+            else:
+                self.message_user(
+                    request,
+                    f"{model} takes {amounts.size(found.measured_bytes)}, reads {found.prefill_per_s:.0f} and writes "
+                    f"{found.decode_per_s:.0f} tokens a second.",
+                    messages.SUCCESS,
+                )
+
+    @admin.action(description="Check the file against its SHA-256", permissions=["change"])
+    def check_files(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
+        for model in models:
+            try:
+                is_sound = model.check_file()
+            except OSError as exc:
+                self.message_user(request, f"The file of {model} cannot be read: {exc}.", messages.ERROR)
+                continue
+            if is_sound:
+                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
+            else:
+                self.message_user(
+                    request,
+                    f"The file of {model} is not the one that was registered: its SHA-256 is another. Put the old "
+                    "one back, or register it again.",
+                    messages.ERROR,
+                )
+
+    def delete_model(self, request: HttpRequest, obj: LanguageModel) -> None:
+        # Django holds a transaction open here, in which the verb that deletes the row too would wait for itself.
+        super().delete_model(request, obj)
+        transaction.on_commit(partial(async_to_sync(serving.unload), obj))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[LanguageModel]) -> None:
+        for model in queryset:
+            async_to_sync(serving.delete)(model)
 
 
-async def _reload(model: LanguageModel) -> None:
-    await local.unload(model.local())
-    await local.host(model.local())
+@admin.register(Download)
+class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """What was asked of the hub. Whoever may add models may pause, resume and cancel."""
+
+    list_display = ("name", "repo", "state", "progress", "user", "model", "created_at")
+    list_filter = ("job__state", "user")
+    search_fields = ("name", "repo", "sha256", "user__username")
+    list_select_related = ("job", "user", "model")
+    actions = ("pause", "resume", "cancel")
+    fields = ("name", "repo", "commit", "sha256", "state", "progress", "delay", "error", "user", "model", "created_at")
+    readonly_fields = fields
+
+    @admin.display(ordering="job__state")
+    def state(self, download: Download) -> str:
+        return download.job.state
+
+    @admin.display
+    def progress(self, download: Download) -> str:
+        return f"{amounts.size(download.num_bytes)} of {amounts.size(download.size_bytes)}"
+
+    @admin.display
+    def error(self, download: Download) -> str:
+        return download.job.error
+
+    @admin.display(ordering="job__created_at")
+    def created_at(self, download: Download) -> datetime:
+        return download.job.created_at
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False  # a download begins with a question to the hub, on the page of its repository
+
+    def has_delete_permission(self, request: HttpRequest, obj: Download | None = None) -> bool:
+        return False  # to cancel it removes its bytes, too
+
+    def has_manage_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(MAY_ADD)
+
+    @admin.action(description="Pause", permissions=["manage"])
+    def pause(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
+        self._report(request, "paused", sum(download.job.pause() for download in chosen))
+
+    @admin.action(description="Resume, or try again", permissions=["manage"])
+    def resume(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
+        self._report(request, "resumed", sum(download.job.resume() for download in chosen))
+
+    @admin.action(description="Cancel, and delete what came so far", permissions=["manage"])
+    def cancel(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
+        self._report(request, "cancelled", sum(async_to_sync(downloads.cancel)(download) for download in chosen))
+
+    def _report(self, request: HttpRequest, done: str, number: int) -> None:
+        jobs.runner.wake()
+        self.message_user(request, f"{number} {done}.", messages.SUCCESS if number else messages.WARNING)
 
 
 @admin.register(UsageLog)
@@ -161,7 +271,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
     date_hierarchy = "created_at"
     list_select_related = ("user",)
-    exclude = ("prompt_ids", "output_ids")
+    exclude = ("messages", "prompt_ids", "output_ids")
     show_full_result_count = False
 
     @admin.display(description="tokens/s")

@@ -5,6 +5,7 @@ Knows names, licences and shapes; sizes are estimates until the hub is asked, an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Literal, get_args
 
 import msgspec
 import yaml
+from django.utils.text import slugify
 
 from localllm.inference.engine.gguf import Header
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.memory import Fit, Machine, fit
+from localllm.inference.memory import Fit, Machine, Verdict, fit
 from localllm.inference.shapes import Quantisation, Shape
 
 DATA = Path(__file__).parent / "data/catalogue.yaml"
 QUANTISATIONS: tuple[Quantisation, ...] = get_args(Quantisation)
 USUAL: Quantisation = "Q4_K_M"
+QUICK_BYTES = 10**9  # a file that is read for each token without a wait worth mentioning
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # the best first
 COMMERCIAL_USES = ("yes", "limited", "no")  # the best first
 COMFORT = 0.8  # of the free memory: what is recommended leaves some for everything else
 
@@ -51,21 +55,56 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         return {quantisation: self.header(quantisation).size_bytes for quantisation in QUANTISATIONS}
 
     @property
+    def slug(self) -> str:
+        return slugify(self.name.replace(".", "-"))
+
+    @property
+    def worthwhile(self) -> tuple[Quantisation, ...]:
+        """The best first. More bits than the usual are worth their time in small models only, which need them most."""
+        upwards = QUANTISATIONS.index(USUAL)
+        finer = [each for each in QUANTISATIONS[upwards + 1 :] if self.sizes[each] <= QUICK_BYTES]
+        return (*reversed(finer), *reversed(QUANTISATIONS[: upwards + 1]))
+
+    def best(
+        self,
+        machine: Machine,
+        settings: EngineSettings,
+        *,
+        loaded_bytes: int = 0,
+        among: Iterable[str] = QUANTISATIONS,
+    ) -> tuple[Quantisation, Fit] | None:
+        """What to get on this machine: the best that fits, or else comes closest. None where `among` has none."""
+        closest: tuple[Quantisation, Fit] | None = None
+        for quantisation in (each for each in self.worthwhile if each in among):
+            found = self.fit(machine, settings, quantisation, loaded_bytes=loaded_bytes)
+            if found.verdict == "fits":
+                return quantisation, found
+            if closest is None or VERDICTS.index(found.verdict) < VERDICTS.index(closest[1].verdict):
+                closest = quantisation, found
+        return closest
+
+    @property
     def num_parameters(self) -> int:
         return self.header().num_parameters
 
-    def fit(self, machine: Machine, settings: EngineSettings, *, loaded_bytes: int = 0) -> Fit:
-        """In the usual quantisation."""
-        return fit(self.header(), settings, machine, loaded_bytes=loaded_bytes)
+    def fit(
+        self, machine: Machine, settings: EngineSettings, quantisation: Quantisation = USUAL, *, loaded_bytes: int = 0
+    ) -> Fit:
+        return fit(self.header(quantisation), settings, machine, loaded_bytes=loaded_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An entry beside a machine."""
+    """An entry beside a machine: the quantisation to get there, and whether it fits."""
 
     entry: Entry
+    quantisation: Quantisation
     fit: Fit
     is_recommended: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return self.entry.sizes[self.quantisation]
 
 
 @cache
@@ -74,10 +113,21 @@ def entries() -> tuple[Entry, ...]:
     return msgspec.convert(yaml.safe_load(DATA.read_text()), tuple[Entry, ...])
 
 
+def named(slug: str) -> Entry | None:
+    return next((entry for entry in entries() if entry.slug == slug), None)
+
+
+def of_repository(name: str) -> Entry | None:
+    return next((entry for entry in entries() if entry.repository == name), None)
+
+
 def choices(machine: Machine, settings: EngineSettings, *, loaded_bytes: int = 0) -> list[Choice]:
+    """All entries, the recommended one first."""
     fits = {entry: entry.fit(machine, settings, loaded_bytes=loaded_bytes) for entry in entries()}
-    best = recommended(fits)
-    return [Choice(entry, found, entry is best) for entry, found in fits.items()]
+    first = recommended(fits)
+    bests = {entry: entry.best(machine, settings, loaded_bytes=loaded_bytes) for entry in fits}
+    found = [Choice(entry, *best, entry is first) for entry, best in bests.items() if best]
+    return sorted(found, key=lambda choice: not choice.is_recommended)
 
 
 def recommended(fits: dict[Entry, Fit]) -> Entry | None:

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -19,9 +19,9 @@ from uuid import UUID
 import msgspec
 from django.contrib.auth.models import User
 
-from localllm.gateway import database
+from localllm.gateway import database, serving
 from localllm.gateway.models import ApiKey, LanguageModel, LoggedSchema, UsageLog
-from localllm.gateway.models.usage import pack_ids
+from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.engine.settings import cpu_name
 from localllm.inference.errors import EngineDied, ProviderError
@@ -43,6 +43,8 @@ class Asker:
     conversation_id: UUID | None = None
     message_id: UUID | None = None
     schema_version_id: UUID | None = None
+    template_version_id: UUID | None = None
+    template_variables: Mapping[str, str] = field(default_factory=dict)
 
 
 async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> AsyncGenerator[Event]:
@@ -54,6 +56,7 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
     request = _with_seed(request)
     record = _Record()
     try:
+        model = await serving.current(model)
         async with aclosing(_survive(request, model, record)) as events:
             async for event in events:
                 record.note(event)
@@ -80,7 +83,7 @@ async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) 
     """The provider's events; when the engine dies, those of the next one that continues the text."""
     for num_deaths in range(1, MAX_DEATHS + 1):
         try:
-            async with aclosing(local.stream(model.local(), record.continued(request))) as events:
+            async with aclosing(serving.stream(model, record.continued(request))) as events:
                 async for event in events:
                     yield event
             return
@@ -150,22 +153,23 @@ class _Record:
 
 def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
     usage = record.usage()
-    host = local.loaded(model.local())
-    info = host.info if host else None
+    served = serving.state(model)
+    settings: dict[str, object] = msgspec.to_builtins(model.engine_settings)
     asked = record.asked or request
     if asked.response_format is not None:
         LoggedSchema.keep(asked.response_format)
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
-        model=model,
+        model=LanguageModel.objects.filter(pk=model.pk).first(),  # it may have been deleted meanwhile
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,
-        engine_build=info.build if info else "",
-        engine_settings=msgspec.to_builtins(model.engine_settings) | ({"n_threads": info.num_threads} if info else {}),
+        engine_build=served.build,
+        engine_settings={**settings, "n_threads": served.num_threads or model.n_threads},
         machine=MACHINE,
         parameters=_parameters(asked),
         seed=request.params.seed,
+        messages=pack_messages(request.messages),
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
         prompt_tokens=usage.prompt_tokens,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django.conf import settings
+
 from localllm.inference.providers.llamacpp import LlamaCpp
 
-local = LlamaCpp()
+local = LlamaCpp(share=settings.MEMORY_SHARE)

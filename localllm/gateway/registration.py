@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 
 from localllm.gateway import database
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import FileVersion, LanguageModel
 from localllm.inference.engine.gguf import Header
 from localllm.inference.engine.probe import probe
 from localllm.inference.engine.settings import EngineSettings
@@ -28,15 +28,25 @@ STARTER: dict[str, Any] = {
 }
 
 
-async def register(path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
+async def register(
+    path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any
+) -> LanguageModel:
     """Make or update the row of the file at `path`, which stays where it is. Raises ModelRefused.
 
-    `defaults` are fields of a new row; an existing one keeps its settings, and is probed with them.
+    `file_name` is what it was called where it came from. `defaults` are fields of a new row; an existing one keeps
+    its settings, and is probed with them.
     """
     path = path.expanduser().resolve()
     report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
     defaults.setdefault("description", _describe(report.header))
-    return await database.write(LanguageModel.objects.register, path, name=name, make_default=make_default, **defaults)
+    return await database.write(
+        LanguageModel.objects.register,
+        path,
+        name=name,
+        file_name=file_name,
+        make_default=make_default,
+        **defaults,
+    )
 
 
 async def register_configured(say: Callable[[str], None]) -> None:
@@ -64,22 +74,20 @@ async def _ensure(
 
 
 def _engine_settings(path: Path, defaults: dict[str, Any]) -> EngineSettings:
-    row = LanguageModel.objects.filter(path=str(path)).first() or LanguageModel(path=str(path), **defaults)
+    row = LanguageModel.objects.filter(files__path=str(path)).first() or LanguageModel(path=str(path), **defaults)
     return row.engine_settings
 
 
 def _unchanged_row(path: Path) -> LanguageModel | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return LanguageModel.objects.filter(path=str(path), size_bytes=stat.st_size, file_mtime_ns=stat.st_mtime_ns).first()
+    file = FileVersion.objects.filter(path=str(path)).select_related("model").first()
+    return file.model if file and path.is_file() and not file.has_changed_file else None
 
 
 def _follow_starter(path: Path) -> None:
     """The starter lies in the program's own directory, which may have been moved."""
     if not LanguageModel.objects.filter(path=str(path)).exists():
         LanguageModel.objects.filter(is_starter=True).update(path=str(path))
+        FileVersion.objects.filter(model__is_starter=True).update(path=str(path))
 
 
 def _describe(header: Header) -> str:

@@ -15,9 +15,9 @@ from django.db.models import QuerySet
 from localllm.gateway import database
 from localllm.gateway.completions import MACHINE
 from localllm.gateway.models import FileVersion, Job, LanguageModel, LoggedSchema, Replay, UsageLog
-from localllm.gateway.models.language_model import content_sha256
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.providers import local
+from localllm.inference import model_file
 from localllm.inference.engine.replay import Progress, Recording, Replayed, replay, spelled
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError
@@ -71,7 +71,7 @@ async def _file(generation: UsageLog) -> Path:
     wanted = generation.model_sha256
     candidates = await database.read(_paths, generation)
     for path in candidates:
-        if path.is_file() and await asyncio.to_thread(content_sha256, path) == wanted:
+        if path.is_file() and await asyncio.to_thread(model_file.sha256, path) == wanted:
             return path
     name = f"“{generation.model_name}” (SHA-256 {wanted[:12]}…)"
     if here := next((path for path in candidates if path.is_file()), None):

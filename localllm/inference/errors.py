@@ -7,6 +7,7 @@ InferenceError
     ├── ContextOverflow  the prompt, or prompt and answer, are longer than the window
     ├── ConstraintError  the answer cannot be decoded by its schema; `kind` says in what way
     ├── QueueFull     come back after `retry_after_s`
+    ├── NoRoom        other models hold the memory; come back after `retry_after_s`
     └── EngineDied    the worker ended under a running request; the text so far may be continued
 """
 
@@ -59,6 +60,14 @@ class ConstraintError(ProviderError):
 
 class QueueFull(ProviderError):
     """Too many requests wait already."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoRoom(ProviderError):
+    """Models that are answering hold the memory that this one needs."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +18,13 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
 from localllm.inference.engine.settings import EngineSettings
 
 Verdict = Literal["fits", "smaller context", "slow", "does not fit"]
 
-SHARE = 0.8  # of the machine's memory that models may take together
+SHARE = 0.8
 MIN_WINDOW = 1024  # tokens; with less there is no room for a question and its answer
 MAX_MISSING = 0.25  # of the weights; reading more than that from disk for each token is no use to anybody
 WINDOW_STEP = 256  # llama.cpp rounds a window up to a multiple of this
@@ -51,7 +53,13 @@ class Machine:
 
     total_bytes: int
     available_bytes: int
+    gpu_bytes: int = 0  # of graphics memory that a model may still take
     cpu_flags: frozenset[str] = frozenset()
+    share: float = SHARE  # of its memory, for all models together
+
+    @property
+    def budget_bytes(self) -> int:
+        return int(self.total_bytes * self.share)
 
     @cached_property
     def repacked_types(self) -> frozenset[str]:
@@ -61,9 +69,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation."""
+    """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation.
+
+    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory.
+    """
 
     window: int
+    num_gpu_layers: int = 0  # as llama.cpp counts them: the output is one more
+    gpu_bytes: int = 0
     weights_bytes: int
     repacked_bytes: int  # copies of weights
     kv_bytes: int  # KV cache, and the states of recurrent layers
@@ -102,10 +115,10 @@ class Fit:
     machine: Machine
 
     def __str__(self) -> str:
-        need, room = _gb(self.need.used_bytes), _gb(self.room_bytes)
+        need, room = size(self.need.used_bytes), size(self.room_bytes)
         match self.verdict:
             case "fits":
-                return f"Fits: it needs {need} of the {room} that are free for models."
+                return f"Fits: it needs {need} of the {room} that are free for models{self._on_gpu}."
             case "smaller context":
                 return (
                     f"Fits with a context of up to {self.max_window:,} tokens: {self.need.window:,} tokens "
@@ -122,10 +135,17 @@ class Fit:
                     "Choose a smaller model or quantisation, or unload other models."
                 )
 
+    @property
+    def _on_gpu(self) -> str:
+        """Graphics memory is beside it."""
+        if not self.need.num_gpu_layers:
+            return ""
+        return f", and {size(self.need.gpu_bytes)} of graphics memory for {self.need.num_gpu_layers} layers"
+
 
 def fit(header: Header, settings: EngineSettings, machine: Machine, *, loaded_bytes: int = 0) -> Fit:
     """Whether the machine has room for the model beside others, which hold `loaded_bytes` already."""
-    room = max(0, min(machine.available_bytes, int(machine.total_bytes * SHARE) - loaded_bytes))
+    room = max(0, min(machine.available_bytes, machine.budget_bytes - loaded_bytes))
     need = account(header, settings, machine)
     max_window = largest_window(header, settings, machine, room)
     return Fit(
@@ -163,12 +183,18 @@ def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     """What the model takes, loaded with these settings."""
     window = settings.window(header.context_length)
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
+    cache = _cache_bytes(header, settings, cells)
+    compute_bytes = _compute_bytes(header, settings, cells)
+    on_gpu = _place(header, settings, cache, machine.gpu_bytes - compute_bytes)
     return Need(
         window=window,
-        weights_bytes=header.tensor_bytes,
-        repacked_bytes=sum(tensor.num_bytes for tensor in _repacked(header, machine)),
-        kv_bytes=_kv_bytes(header, settings, cells) + _state_bytes(header, settings),
-        compute_bytes=_compute_bytes(header, settings, cells),
+        num_gpu_layers=on_gpu.num_layers,
+        gpu_bytes=on_gpu.weights_bytes + on_gpu.cache_bytes + compute_bytes if on_gpu.num_layers else 0,
+        weights_bytes=header.tensor_bytes - on_gpu.weights_bytes,
+        repacked_bytes=sum(tensor.num_bytes for tensor in _repacked(header, machine) if not on_gpu.holds(tensor)),
+        kv_bytes=sum(cache) - on_gpu.cache_bytes,
+        # Each device has a buffer for the layers that it computes.
+        compute_bytes=0 if on_gpu.num_layers > header.num_layers else compute_bytes,
         process_bytes=PROCESS_BYTES + BYTES_PER_TOKEN * header.vocab_size,
         is_mapped=settings.use_mmap,
         is_locked=settings.use_mlock,
@@ -186,17 +212,57 @@ def _repacked(header: Header, machine: Machine) -> Iterator[Tensor]:
             yield tensor
 
 
-def _kv_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
-    """llama.cpp's default is the full cache in layers with a sliding window too: else no prefix could be reused."""
+def _cache_bytes(header: Header, settings: EngineSettings, cells: int) -> list[int]:
+    """KV cache and recurrent states of each layer.
+
+    llama.cpp's default is the full cache in layers with a sliding window too: else no prefix could be reused.
+    """
     if header.architecture.endswith(WITHOUT_CACHE) or "-bert" in header.architecture:
-        return 0
-    width = sum(header.kv_heads) * (header.key_length + header.value_length)
-    return int(settings.num_slots * cells * width * KV_BYTES[settings.kv_type])
+        return [0] * header.num_layers
+    per_head = settings.num_slots * cells * (header.key_length + header.value_length) * KV_BYTES[settings.kv_type]
+    state = settings.num_slots * header.state_length * ACTIVATION_BYTES
+    is_mixed = 0 in header.kv_heads  # then layers without a KV cache are the recurrent ones
+    return [int(heads * per_head) + (0 if is_mixed and heads else state) for heads in header.kv_heads]
 
 
-def _state_bytes(header: Header, settings: EngineSettings) -> int:
-    num_recurrent = header.kv_heads.count(0) or header.num_layers
-    return settings.num_slots * num_recurrent * header.state_length * ACTIVATION_BYTES
+@dataclass(frozen=True, slots=True)
+class _OnGpu:
+    """The layers that lie on a GPU: llama.cpp puts the output there first, then the last layers."""
+
+    num_layers: int
+    first_layer: int
+    weights_bytes: int
+    cache_bytes: int
+
+    def holds(self, tensor: Tensor) -> bool:
+        layer = _layer(tensor)
+        is_behind = tensor.name.startswith("output") if layer is None else layer >= self.first_layer
+        return is_behind and self.num_layers > 0
+
+
+def _place(header: Header, settings: EngineSettings, cache: list[int], room: int) -> _OnGpu:
+    """As many layers as are wanted, or, with -1, as have room."""
+    placed = _OnGpu(0, header.num_layers, 0, 0)
+    if room <= 0:
+        return placed
+    weights: Counter[int | None] = Counter()
+    for tensor in header.tensors:
+        layer = header.num_layers if tensor.name.startswith("output") else _layer(tensor)
+        weights[layer] += tensor.num_bytes
+    is_automatic = settings.n_gpu_layers < 0
+    for first in range(header.num_layers, -1, -1):  # the output counts as the layer after the last
+        number = placed.num_layers + 1
+        weights_bytes = placed.weights_bytes + weights[first]
+        cache_bytes = placed.cache_bytes + sum(cache[first : first + 1])
+        if weights_bytes + cache_bytes > room if is_automatic else number > settings.n_gpu_layers:
+            break
+        placed = _OnGpu(number, first, weights_bytes, cache_bytes)
+    return placed
+
+
+def _layer(tensor: Tensor) -> int | None:
+    match = re.match(r"blk\.(\d+)\.", tensor.name)
+    return int(match[1]) if match else None
 
 
 def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
@@ -220,14 +286,26 @@ def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
 # The machine.
 
 
-def this_machine(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Machine:
+def this_machine(
+    proc: Path = Path("/proc"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+    *,
+    share: float = SHARE,
+    gpu_bytes: int = 0,
+) -> Machine:
     """Memory as the kernel counts it now: page cache that can be dropped is available."""
     memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}
     total = memory.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = memory.get("MemAvailable", total)
     for limit, used in _limits(proc, cgroups):
         total, available = min(total, limit), min(available, limit - used)
-    return Machine(total_bytes=total, available_bytes=max(0, available), cpu_flags=_cpu_flags(proc))
+    return Machine(
+        total_bytes=total,
+        available_bytes=max(0, available),
+        gpu_bytes=gpu_bytes,
+        cpu_flags=_cpu_flags(proc),
+        share=share,
+    )
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
@@ -267,5 +345,13 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def resident_bytes(pid: int) -> int:
+    """What a process has in memory now; 0 where it is gone, or the system does not tell."""
+    fields = _read(Path(f"/proc/{pid}/statm")).split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
+def peak_resident_bytes(pid: int) -> int:
+    """The most that a process ever had in memory; 0 where it is gone, or the system does not tell."""
+    match = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{pid}/status")), re.M)
+    return int(match[1]) << 10 if match else 0

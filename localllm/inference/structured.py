@@ -30,6 +30,7 @@ Ask = Callable[[ChatRequest], AsyncGenerator[Event]]
 MAX_ATTEMPTS = 3
 MAX_SKETCH = 4_000  # characters of a schema that are put into a prompt as they are
 MAX_MENDS = 1_000
+MAX_JUDGED = 24  # tokens of a value whose probability says anything
 ANNOTATIONS = frozenset({"$schema", "$id", "id", "$comment", "examples", "default", "readOnly", "writeOnly"})
 EVERYTHING = Note("", "*", "checked")
 
@@ -381,9 +382,9 @@ def _in_bytes(text: str, span: tuple[int, int]) -> tuple[int, int]:
 
 
 def _probability(edges: list[tuple[int, int, float]], start: int, end: int) -> float | None:
-    """Of all tokens that make the value together."""
+    """Of all tokens that make the value together. A text of many words could nearly always be worded otherwise."""
     parts = [logprob for first, last, logprob in edges if first < end and last > start]
-    return math.exp(sum(parts)) if parts else None
+    return math.exp(sum(parts)) if 0 < len(parts) <= MAX_JUDGED else None
 
 
 def _found(source: str, leaf: Json) -> tuple[int, int] | None:

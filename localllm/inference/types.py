@@ -133,6 +133,13 @@ class Finished(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 Event = Loading | Waiting | Started | Prefill | Chunk | Finished
 
 
+class Speed(msgspec.Struct, frozen=True):
+    """Of one conversation, in tokens per second; 0 where it was not measured."""
+
+    prefill_per_s: float
+    decode_per_s: float
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded model turned out to be. Sizes in bytes, lengths in tokens."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from django.db.models import Count, Max
 from django.utils import timezone
 
 from localllm.gateway.models import Job, LanguageModel
+from localllm.inference.amounts import duration
 from localllm.inference.structured import StructuredResult
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ class Pace:
 
     @property
     def left(self) -> str:
-        if self.left_s < 90:
-            return f"{math.ceil(self.left_s)} s"
-        minutes = math.ceil(self.left_s / 60)
-        return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        return duration(self.left_s)
 
 
 @dataclass(frozen=True, slots=True)

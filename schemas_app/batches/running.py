@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 from localllm.gateway import database, structured
 from localllm.gateway.completions import Asker
 from localllm.gateway.models import Job, LanguageModel
-from localllm.inference.errors import ContextOverflow, InferenceError, ProviderError, QueueFull
+from localllm.inference.errors import ContextOverflow, InferenceError, NoRoom, ProviderError, QueueFull
 from localllm.inference.json_schema.grammar import CompiledSchema
 from localllm.inference.structured import StructuredError, StructuredResult
 from localllm.inference.types import Message
@@ -101,5 +101,5 @@ class _Extraction:
                     async for item in items:
                         if isinstance(item, StructuredResult):
                             return item
-            except QueueFull as exc:  # others came first; no fault of the row
+            except (QueueFull, NoRoom) as exc:  # others came first; no fault of the row
                 await asyncio.sleep(exc.retry_after_s)

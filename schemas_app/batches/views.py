@@ -8,18 +8,17 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from django.contrib.auth.models import User
 from django.core.paginator import Paginator
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.text import slugify
 from django.views.decorators.http import require_GET, require_POST
 from django_htmx.http import HttpResponseClientRedirect
-from django_htmx.middleware import HtmxDetails
 
 from localllm.gateway import data_view, database, jobs
 from localllm.gateway.models import Job, LanguageModel
+from localllm.gateway.pages.request import Request
 from schemas_app.batches import export
 from schemas_app.batches.forms import BatchForm
 from schemas_app.batches.models import Batch
@@ -28,13 +27,6 @@ PER_PAGE = 25
 SHOWN = 5  # inputs of a preview
 FILTERS = (("", "All"), ("done", "Done"), ("failed", "Failed"), ("waiting", "Waiting"))
 EXPORTS = {"csv": (export.csv_file, "text/csv"), "jsonl": (export.jsonl, "application/x-ndjson")}
-
-
-class Request(HttpRequest):
-    """As the middleware leaves it."""
-
-    htmx: HtmxDetails
-    user: User
 
 
 @require_GET

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.memory import account, this_machine
+from localllm.inference.memory import account, peak_resident_bytes, this_machine
 from tests.bench.doors import EngineDoor, ask, engine, user, words
 from tests.bench.make_model import model
 from tests.bench.measure import Bound, Figure, Report
@@ -50,6 +49,5 @@ async def peak_bytes(path: Path, settings: EngineSettings) -> int:
     """The largest resident size of a worker that has computed one full batch."""
     async with engine(path, settings) as host:
         await ask(EngineDoor(host), user(words(settings.n_batch, 0)), 1)
-        match = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{host.pid}/status").read_text(), re.MULTILINE)
-        assert match is not None
-        return int(match[1]) << 10
+        assert host.pid is not None
+        return peak_resident_bytes(host.pid)

@@ -51,6 +51,11 @@ def logged(method: str, status: int) -> Row:
     return Row(method, LOGIN, GONE, status, status)
 
 
+def only_boss(method: str, status: int, **form: str) -> Row:
+    """Those with the permission; of these people only the admin."""
+    return Row(method, LOGIN, 403, status, 403, form)
+
+
 def public(method: str, status: int) -> Row:
     return Row(method, status, status, status, status)
 
@@ -72,6 +77,44 @@ TABLE: dict[str, list[Row]] = {
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
+    "prompts:index": [any_user("GET", 200)],
+    "prompts:new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:preview": [any_user("POST", 200, text="Hello")],
+    "prompts:picker": [any_user("GET", 200)],
+    "prompts:show": [any_user("GET", 200)],
+    "prompts:edit": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:compare": [any_user("GET", 200)],
+    "prompts:make-current": [only_boss("POST", 302, version="1")],
+    "prompts:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "prompts:restore": [only_boss("POST", 302)],
+    "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
+    "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:experiment": [any_user("GET", 200)],
+    "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
+    "models:show": [any_user("GET", 200)],
+    "models:load": [only_boss("POST", 302)],
+    "models:unload": [only_boss("POST", 302)],
+    "models:cancel-load": [only_boss("POST", 302)],
+    "models:make-default": [only_boss("POST", 302)],
+    "models:measure": [only_boss("POST", 302)],
+    "models:check": [only_boss("POST", 302)],
+    "models:settings": [only_boss("GET", 200), only_boss("POST", 400, n_ctx="0")],
+    "models:settings-fit": [only_boss("POST", 200)],
+    "models:replace": [only_boss("POST", 404)],
+    "models:roll-back": [only_boss("POST", 404)],
+    "models:remove-version": [only_boss("POST", 404)],
+    "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
+    "models:catalogue": [any_user("GET", 200)],
+    "models:catalogue-first": [any_user("GET", 200)],
+    "models:catalogue-entry": [any_user("GET", 200)],
+    "models:catalogue-get": [only_boss("POST", 302), any_user("GET", 405)],
+    "models:hub": [only_boss("GET", 200)],
+    "models:hub-account": [only_boss("GET", 200)],
+    "models:downloads": [only_boss("GET", 200)],
+    "models:download-start": [only_boss("POST", 302)],
+    "models:download-pause": [only_boss("POST", 302)],
+    "models:download-resume": [only_boss("POST", 302)],
+    "models:download-cancel": [only_boss("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -142,7 +185,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Job, UsageLog
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -162,6 +205,8 @@ for number in range(%(number)d):
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
     batch = Batch.objects.create(job=job)
+    paused = Job.objects.create(kind="download", title="A file", state="paused")
+    Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -169,7 +214,13 @@ for number in range(%(number)d):
     ids["try_out"] = str(kept.pk)
     log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
     ids["generation"] = str(log.pk)
+    template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
+    template.make_current(template.add_version("Hello"))
+    shares = {template.current: 50, template.add_version("Good day"): 50}
+    ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
+    ids["template"] = str(template.pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
+    rows["download"] = str(paused.pk)
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
@@ -229,12 +280,10 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
-    known |= {
-        "batch_id": ids["batch"],
-        "schema_id": ids["schema"],
-        "try_out_id": ids["try_out"],
-        "generation_id": ids["generation"],
-    }
+    known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
+    known["generation_id"] = ids["generation"]
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

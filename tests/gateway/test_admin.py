@@ -111,6 +111,7 @@ def test_adding_models_needs_the_right_to_it(client: Client) -> None:
     assert client.get(reverse("admin:gateway_languagemodel_add")).status_code == 403
 
 
+@pytest.mark.django_db(transaction=True)
 def test_another_model_is_made_the_default(admin_client: Client, model: LanguageModel) -> None:
     path = Path(model.path).with_name("second.gguf")
     second = LanguageModel.objects.register(Path(shutil.copy(model.path, path)))

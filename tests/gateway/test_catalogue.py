@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from localllm.gateway.catalogue import QUANTISATIONS, USUAL, Choice, Entry, choices, entries
+from localllm.gateway.catalogue import QUANTISATIONS, USUAL, Choice, Entry, choices, entries, named, of_repository
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.memory import Machine
 
@@ -77,6 +77,39 @@ def test_it_leaves_room_beside_what_it_recommends() -> None:
 def test_it_judges_the_usual_quantisation() -> None:
     choice = on(16)["Qwen2.5 7B"]
     assert choice.fit.need.weights_bytes == choice.entry.header(USUAL).tensor_bytes
+
+
+def test_the_best_here_is_the_usual_or_the_largest_below_it_that_fits() -> None:
+    found = [on(gigabytes)["Qwen2.5 7B"] for gigabytes in (32, 6, 5, 4)]
+    assert [(choice.quantisation, choice.fit.verdict) for choice in found] == [
+        ("Q4_K_M", "fits"),
+        ("Q3_K_S", "fits"),
+        ("Q3_K_S", "smaller context"),
+        ("Q4_K_M", "does not fit"),
+    ]
+
+
+def test_a_small_model_is_worth_more_bits() -> None:
+    assert on(8)["Qwen2.5 0.5B"].quantisation == "Q8_0"
+
+
+def test_the_best_is_among_what_there_is() -> None:
+    (large,) = [entry for entry in entries() if entry.name == "Qwen3 8B"]
+    machine = Machine(total_bytes=32 * GB, available_bytes=32 * GB)
+    found = large.best(machine, EngineSettings(), among=["Q3_K_S", "Q8_0", "IQ2_XS"])
+    assert found and found[0] == "Q3_K_S"
+    assert large.best(machine, EngineSettings(), among=["Q8_0"]) is None
+
+
+def test_the_recommended_is_the_first() -> None:
+    machine = Machine(total_bytes=8 * GB, available_bytes=8 * GB)
+    assert [choice.is_recommended for choice in choices(machine, EngineSettings())][:2] == [True, False]
+
+
+def test_each_is_found_by_its_address_and_its_repository() -> None:
+    for each in entries():
+        assert named(each.slug) is of_repository(each.repository) is each
+    assert named("nothing") is of_repository("some/thing") is None
 
 
 def test_it_wants_a_reason_where_commercial_use_is_limited() -> None:

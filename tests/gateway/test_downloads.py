@@ -26,7 +26,9 @@ from pytest_django.fixtures import Settings
 
 from localllm.gateway import database, downloads
 from localllm.gateway.jobs import JobRunner
-from localllm.gateway.models import Download, Job
+from localllm.gateway.models import Download, Job, LanguageModel
+from localllm.gateway.registration import STARTER as STARTER_FIELDS
+from localllm.gateway.registration import register
 from localllm.inference.errors import HubError
 from tests.hub import REPO, HubServer
 from tests.server import ROOT, Server, manage
@@ -118,6 +120,21 @@ class TestRows:
         assert (row.job.state, row.job.error) == ("complete", "")
         assert row.model is not None
         assert (row.model.name, row.model.sha256) == ("starter", row.sha256)
+
+    async def test_its_model_has_licence_and_repository_and_is_loaded_as_asked(
+        self, runner: JobRunner, hub: HubServer
+    ) -> None:
+        hub.card = {"license": "other", "license_name": "toy-licence"}
+        model = (await until_over(await downloads.request(REPO, "model.gguf", n_ctx=256))).model
+        assert model is not None
+        assert (model.licence, model.repository, model.n_ctx) == ("toy-licence", REPO, 256)
+
+    async def test_the_first_real_model_takes_over_from_the_starter(self, runner: JobRunner) -> None:
+        await register(STARTER_PATH, **STARTER_FIELDS)
+        first = (await until_over(await downloads.request(REPO, "model.gguf"))).model
+        second = (await until_over(await downloads.request(REPO, "other.gguf"))).model
+        default = await database.read(LanguageModel.objects.default)
+        assert default == first != second
 
     async def test_two_who_want_the_same_file_share_one_download(self, home: Path) -> None:
         ada, bob = [await database.write(User.objects.create_user, name) for name in ("ada", "bob")]
@@ -241,7 +258,7 @@ def test_the_command_downloads_without_a_server(hub: HubServer, tmp_path: Path) 
 
 
 def test_the_command_goes_on_after_ctrl_c(hub: HubServer, tmp_path: Path) -> None:
-    hub.pause_s = 0.05
+    hub.pause_s = 0.3
     command = start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
     wait_for(lambda: part_of(tmp_path) > 300_000)
     command.send_signal(signal.SIGINT)

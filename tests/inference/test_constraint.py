@@ -193,6 +193,16 @@ def test_it_masks_in_place_what_it_would_pick_out() -> None:
     assert np.array_equal(masked[np.isfinite(masked)], logits[constraint.allowed()])
 
 
+@pytest.mark.parametrize(
+    ("written", "may_go_on"), [("[3e28", True), ("[3e-29", False), ('["3e29', True), ("[329", True)]
+)
+def test_it_lets_no_exponent_grow_beyond_what_a_number_can_be(written: str, may_go_on: bool) -> None:
+    constraint = grammar_of({"type": "array", "items": {"type": ["number", "string"]}}).start(100)
+    constraint.replay(vocabulary().tokenizer.tokenize_str(written))
+    allowed = {vocabulary().pieces[token][:1] for token in constraint.allowed()}
+    assert (b"7" in allowed) == may_go_on and len(allowed) > 1
+
+
 def test_it_remembers_compiled_grammars() -> None:
     grammars = Grammars(vocabulary())
     compiled = compile_schema('{"type": "null"}')

@@ -92,14 +92,14 @@ def run(hub: HubServer, store: Store, limit: int = 1 << 40) -> subprocess.Popen[
 
 
 async def test_it_lists_gguf_files_with_size_and_hash_at_a_commit(hub: HubServer) -> None:
-    (file,) = await hub.client().list_files(REPO)
+    (file,) = (await hub.client().repository(REPO)).files
     assert (file.name, file.size_bytes, file.sha256) == ("model.gguf", len(STARTER), SHA256)
     assert file.commit == hub.commit
 
 
 async def test_it_lists_a_split_file_as_one_and_leaves_out_one_with_a_missing_part(hub: HubServer) -> None:
     hub.files = {f"q4/m-{n:05}-of-00003.gguf": b"x" * n for n in (3, 1, 2)} | {"n-00001-of-00002.gguf": b"y"}
-    (file,) = await hub.client().list_files(REPO)
+    (file,) = (await hub.client().repository(REPO)).files
     assert [part.size_bytes for part in file.parts] == [1, 2, 3]
     assert file == await hub.client().find_file(REPO, "q4/m-00002-of-00003.gguf")
 
@@ -109,22 +109,59 @@ async def test_it_names_what_there_is_when_a_file_is_not_there(hub: HubServer) -
         await hub.client().find_file(REPO, "other.gguf")
 
 
+@pytest.mark.parametrize(
+    ("name", "quantisation"),
+    [
+        ("Qwen_Qwen3-8B-Q4_K_M.gguf", "Q4_K_M"),
+        ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "Q4_K_M"),
+        ("q4/Llama-3.2-3B-UD-IQ2_XXS.gguf", "IQ2_XXS"),
+        ("Q8_0/model-BF16-00001-of-00001.gguf", "BF16"),
+        ("UD-Q2_K_XL/model-00001-of-00001.gguf", "Q2_K_XL"),
+        ("phi-3-mini.Q8_0.gguf", "Q8_0"),
+        ("model-Q4_K_M_v2.gguf", "Q4_K_M"),
+        ("gpt-oss-MXFP4.gguf", "MXFP4"),
+        ("Q.gguf", ""),
+        ("seq2_seq.gguf", ""),
+    ],
+)
+async def test_it_reads_the_quantisation_off_the_name(hub: HubServer, name: str, quantisation: str) -> None:
+    hub.files = {name: STARTER}
+    (file,) = (await hub.client().repository(REPO)).files
+    assert file.quantisation == quantisation
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ({"license": "apache-2.0"}, "apache-2.0"),
+        ({"license": "other", "license_name": "qwen-research"}, "qwen-research"),
+        ({"license": ["mit", "gpl"]}, "['mit', 'gpl']"),
+        ({"license": "mit\n\x00"}, ""),
+        ({"license": "x" * 1000}, "x" * 100),
+        ({}, ""),
+    ],
+)
+async def test_it_says_the_licence_of_the_model_card(hub: HubServer, card: dict[str, object], licence: str) -> None:
+    hub.card = card
+    assert (await hub.client().repository(REPO)).licence == licence
+
+
 @pytest.mark.parametrize("sha256", ["../../x", "", "A" * 64, "0" * 63])
 async def test_it_does_not_offer_what_has_no_proper_hash(hub: HubServer, sha256: str) -> None:
     hub.promised["model.gguf"] = sha256
-    assert await hub.client().list_files(REPO) == []
+    assert (await hub.client().repository(REPO)).files == ()
 
 
 @pytest.mark.parametrize("name", ["../../x.gguf", "/etc/x.gguf", "a/../../b.gguf"])
 async def test_it_does_not_offer_what_has_no_proper_name(hub: HubServer, name: str) -> None:
     hub.files = {name: STARTER}
-    assert await hub.client().list_files(REPO) == []
+    assert (await hub.client().repository(REPO)).files == ()
 
 
 @pytest.mark.parametrize("repo", ["../../x", "a/b/c", "", "a b", "x" * 300, "https://example.org/a/b"])
 async def test_it_asks_for_no_impossible_repository(hub: HubServer, repo: str) -> None:
     with pytest.raises(HubError, match="write it as owner/name"):
-        await hub.client().list_files(repo)
+        await hub.client().repository(repo)
     assert hub.requests == []
 
 
@@ -331,7 +368,7 @@ async def test_it_waits_as_long_as_the_hub_says(hub: HubServer, store: Store) ->
 async def test_it_says_why_the_hub_refuses(hub: HubServer, status: int, headers: dict[str, str], sentence: str) -> None:
     hub.refusals = [(status, headers)]
     with pytest.raises(HubError, match=sentence) as refusal:
-        await hub.client().list_files(REPO)
+        await hub.client().repository(REPO)
     assert refusal.value.permanent and str(refusal.value).endswith(".")
 
 
@@ -361,7 +398,7 @@ async def test_it_does_not_follow_a_hub_in_circles(hub: HubServer, store: Store)
 async def test_it_says_when_the_endpoint_is_no_hub(hub: HubServer, body: bytes) -> None:
     hub.listing = body
     with pytest.raises(HubError, match=r"HF_ENDPOINT|which commit"):
-        await hub.client().list_files(REPO)
+        await hub.client().repository(REPO)
 
 
 # The disk.
@@ -406,7 +443,7 @@ async def test_it_opens_no_connection_when_offline(hub: HubServer, store: Store)
     file = await hub.client().find_file(REPO, "model.gguf")
     hub.requests.clear()
     offline = hub.client(is_offline=True)
-    for call in (offline.list_files(REPO), offline.read_range(file, 0, 4), anext(download(offline, file, store))):
+    for call in (offline.repository(REPO), offline.read_range(file, 0, 4), anext(download(offline, file, store))):
         with pytest.raises(HubError, match="LOCALLLM_OFFLINE"):
             await call
     assert hub.requests == []
@@ -415,7 +452,7 @@ async def test_it_opens_no_connection_when_offline(hub: HubServer, store: Store)
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:1", "http://no-such-host.invalid"])
 async def test_it_says_when_the_hub_cannot_be_reached(endpoint: str) -> None:
     with pytest.raises(HubError, match="Check the network") as refusal:
-        await Hub(endpoint=endpoint).list_files(REPO)
+        await Hub(endpoint=endpoint).repository(REPO)
     assert not refusal.value.permanent
 
 

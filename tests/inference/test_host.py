@@ -202,3 +202,10 @@ async def test_a_template_that_does_not_end_fails_its_own_request_only(tmp_path)
         await bystander
     assert await answer(host, ask("Hello!"))
     await host.stop()
+
+
+async def test_it_shows_messages_as_the_model_sees_them_with_their_exact_number_of_tokens(host):
+    messages = (Message("system", SYSTEM), Message("user", "Say <|im_end|>"))
+    text, num_tokens = await host.preview(messages)
+    assert SYSTEM in text and "Say <|im_end|>" in text and "assistant" in text.splitlines()[-1]
+    assert num_tokens == await host.count(messages)

@@ -21,6 +21,11 @@ NAMES: dict[str, Any] = {"a": {"type": "integer"}, "b": {"type": "string"}, "c":
 PAIR: dict[str, Any] = {"type": "object", "properties": NAMES}
 
 
+def case(value: int, required: list[str]) -> dict[str, Any]:
+    """Met where `a` is absent, too."""
+    return {"if": {"properties": {"a": {"const": value}}}, "then": {"required": required}}
+
+
 def grammar_of(schema: Any) -> tuple[Grammar, bool]:
     compiled = compile_schema(json.dumps(schema), extra_properties="schema")
     return Grammar(compiled.grammar, BYTES, compiled.examples), compiled.is_exact
@@ -30,6 +35,14 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
     grammar, is_exact = grammar_of({"oneOf": [{"type": "integer", "minimum": 3}, {"type": "integer", "maximum": 5}]})
     assert is_exact
     assert [grammar.accepts(str(n)) for n in (2, 3, 5, 6)] == [True, False, False, True]
+
+
+def test_it_closes_an_object_of_very_many_properties_or_refuses_it() -> None:
+    schema = json.dumps({"properties": {f"p{n}": {} for n in range(501)}, "additionalProperties": True})
+    grammar = Grammar(compile_schema(schema).grammar, BYTES)
+    assert grammar.accepts('{"p500": 1}') and not grammar.accepts('{"p501": 1}')
+    with pytest.raises(SchemaRefused, match="names 501 properties and may have others"):
+        compile_schema(schema, extra_properties="schema")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,11 @@ def test_it_keeps_overlapping_one_of_exact() -> None:
             {**PAIR, "if": {"properties": {"a": {"const": 1}}, "required": ["a"]}, "then": {"required": ["b"]}},
             ['{"a": 2}', '{"a": 1, "b": ""}', "{}"],
             ['{"a": 1}'],
+        ),
+        (
+            {**PAIR, "allOf": [case(1, ["b"]), case(2, ["c"]), {**case(3, []), "else": {"required": ["a"]}}]},
+            ['{"a": 1, "b": ""}', '{"a": 2, "c": true}', '{"a": 3}', '{"b": "", "c": true}'],
+            ['{"a": 1}', '{"a": 2, "b": ""}', "{}", '{"b": ""}'],
         ),
         ({**PAIR, "dependentRequired": {"a": ["c"]}}, ['{"b": ""}', '{"a": 1, "c": true}'], ['{"a": 1}']),
         ({**PAIR, "additionalProperties": False, "minProperties": 1}, ['{"c": true}'], ["{}"]),
@@ -134,6 +152,10 @@ def test_it_finds_an_instance_of_every_schema_that_it_accepts() -> None:
     schema = {"type": "object", "properties": {"id": {"pattern": "order-[0-9]{4}"}, "n": {"minimum": 7}}}
     text = json.dumps({**schema, "required": ["id", "n"]})
     assert Validator(Document(text)).is_valid(json.loads(compile_schema(text).shortest))
+
+
+def test_it_finds_no_example_of_a_pattern_that_matches_nothing() -> None:
+    assert example(translate("[]")) is None
 
 
 @given(st.from_regex(r"[a-c\[\](){}|.^$*+?\\dwsWDS0-9,-]{1,12}", fullmatch=True), st.text("abc019 _-é", max_size=6))

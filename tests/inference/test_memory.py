@@ -128,6 +128,34 @@ def test_it_counts_the_states_of_recurrent_layers(tmp_path: Path) -> None:
     assert account(recurrent, DEFAULTS, machine(8)).kv_bytes == 4 * 2 * (3 * 512 + 16 * 512) * 4
 
 
+def with_gpu(gigabytes: float) -> Machine:
+    return replace(machine(8), gpu_bytes=int(gigabytes * GB))
+
+
+def test_it_places_all_of_a_model_on_a_gpu_that_has_room() -> None:
+    need, alone = account(QWEN_7B, DEFAULTS, with_gpu(24)), account(QWEN_7B, DEFAULTS, machine(8))
+    (embeddings,) = (tensor.num_bytes for tensor in QWEN_7B.tensors if tensor.name == "token_embd.weight")
+    assert (need.num_gpu_layers, need.weights_bytes, need.kv_bytes) == (29, embeddings, 0)
+    assert need.gpu_bytes + embeddings == alone.weights_bytes + alone.kv_bytes + alone.compute_bytes
+
+
+def test_it_places_as_many_layers_on_a_gpu_as_fit() -> None:
+    need, alone = account(QWEN_7B, DEFAULTS, with_gpu(3)), account(QWEN_7B, DEFAULTS, machine(8))
+    layer = (alone.weights_bytes + alone.kv_bytes) / 29
+    assert 5 < need.num_gpu_layers < 28 and 3 * GB - 1.5 * layer < need.gpu_bytes <= 3 * GB
+    on_both = need.weights_bytes + need.kv_bytes + need.gpu_bytes - need.compute_bytes
+    assert on_both == alone.weights_bytes + alone.kv_bytes
+
+
+@pytest.mark.parametrize(("wanted", "placed"), [(0, 0), (4, 4), (99, 29)])
+def test_it_keeps_to_the_layers_that_were_asked_for(wanted: int, placed: int) -> None:
+    assert account(QWEN_7B, EngineSettings(n_gpu_layers=wanted), with_gpu(24)).num_gpu_layers == placed
+
+
+def test_it_says_what_lies_on_the_gpu() -> None:
+    assert "graphics memory for 29 layers" in str(fit(QWEN_7B, DEFAULTS, with_gpu(24)))
+
+
 def test_it_counts_no_cache_for_encoders() -> None:
     assert account(replace(QWEN_7B, architecture="nomic-bert-moe"), DEFAULTS, machine(8)).kv_bytes == 0
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from localllm.inference.json_schema.fields import from_schema
 from localllm.inference.json_schema.grammar import compile_schema
-from schemas_app.fields import from_schema
+from localllm.inference.prompt_template import Template
 from schemas_app.models import INPUT, Schema
 from schemas_app.shipped import Shipped, shipped
 
@@ -18,7 +19,7 @@ SHIPPED = list(shipped())
 def test_each_is_enforced_whole_and_can_be_edited_as_rows(each: Shipped) -> None:
     assert compile_schema(each.text).is_exact
     assert from_schema(json.loads(each.text))
-    assert INPUT in each.prompt_template and each.description
+    assert Template(each.prompt_template).variables == (INPUT,) and each.description
 
 
 @pytest.mark.django_db

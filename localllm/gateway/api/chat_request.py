@@ -6,14 +6,20 @@ ignored is a wrong answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from localllm.gateway.api.errors import ApiError
 from localllm.gateway.api.response_format import ResponseFormat, TextFormat
-from localllm.gateway.models import LanguageModel
-from localllm.inference.types import ChatRequest, Message, SamplingParams
+from localllm.gateway.models import ApiKey, LanguageModel, PromptTemplate
+from localllm.gateway.models.prompt_template import chat_variables
+from localllm.gateway.models.usage import subject
+from localllm.inference.prompt_template import TemplateError
+from localllm.inference.types import ChatRequest, Message, Role, SamplingParams
 
 MAX_STOPS = 4
 MAX_STOP_CHARS = 500
@@ -63,8 +69,43 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
+class TemplateCall(Body):
+    """The prompt template to ask with. For the use case `chat` it makes the system message, else the last one."""
+
+    template: str
+    variables: dict[str, str] = {}
+
+    def check(self) -> None:
+        refuse_unknown(self, "localllm.")
+        for name, value in self.variables.items():
+            refuse_lone_surrogates(value, f"localllm.variables.{name}")
+
+    def render(self, model: LanguageModel, key: ApiKey) -> Rendered:
+        """Looks rows up. Raises ApiError."""
+        try:
+            template = PromptTemplate.objects.named(self.template, model)
+            version = template.version_for(subject(api_key_id=key.pk))
+            own = chat_variables(model.system_prompt) if template.use_case == "chat" else {}
+            variables = own | self.variables
+            role: Role = "system" if template.use_case == "chat" else "user"
+            return Rendered(Message(role, version.render(variables)), version.pk, variables)
+        except PromptTemplate.DoesNotExist as exc:
+            raise ApiError(400, str(exc), param="localllm.template", code="template_not_found") from exc
+        except TemplateError as exc:
+            raise ApiError(400, str(exc), param="localllm.variables", code="invalid_variables") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The message that a template made, and what it was made of."""
+
+    message: Message
+    version_id: UUID
+    variables: Mapping[str, str]
+
+
 class ChatCompletionBody(Body):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: list[ChatMessage]
     model: str = "default"
     max_tokens: Annotated[int | None, Field(ge=1)] = None
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
@@ -82,6 +123,7 @@ class ChatCompletionBody(Body):
     top_logprobs: Annotated[int | None, Field(ge=0, le=MAX_TOP_LOGPROBS)] = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    localllm: TemplateCall | None = None
 
     @field_validator("stop")
     @classmethod
@@ -95,6 +137,10 @@ class ChatCompletionBody(Body):
         """Raise ApiError for what cannot be kept: unknown parameters, contradictions, broken text."""
         refuse_unknown(self, "")
         check_messages(self.messages)
+        if not self.messages and self.localllm is None:
+            raise refusal("messages", "there are none; send at least one, or a template that makes one")
+        if self.localllm is not None:
+            self.localllm.check()
         for text in _as_list(self.stop):
             refuse_lone_surrogates(text, "stop")
         if self.stop and not isinstance(self.response_format, TextFormat | None):
@@ -108,10 +154,23 @@ class ChatCompletionBody(Body):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise refusal("max_tokens", f"max_completion_tokens says {self.max_completion_tokens}; send one of them")
 
-    def to_request(self, model: LanguageModel, owner: str) -> ChatRequest:
+    def to_request(self, model: LanguageModel, owner: str, rendered: Rendered | None = None) -> ChatRequest:
         """What the model is asked. Its own system prompt speaks where the client sent none."""
-        messages = model.with_system_prompt(turns(self.messages))
+        messages = model.with_system_prompt(self._turns(rendered.message if rendered else None))
         return ChatRequest(messages=messages, params=self._params(model), owner=owner)
+
+    def _turns(self, made: Message | None) -> tuple[Message, ...]:
+        """The messages, with the one that a template made in its place."""
+        messages = turns(self.messages)
+        if made is None or not made.content:
+            return messages
+        if made.role == "user":
+            return (*messages, made)
+        if any(message.role == "system" for message in messages):
+            raise refusal(
+                "localllm.template", "it makes the system message, but messages has one; leave one of them out"
+            )
+        return (made, *messages)
 
     def _params(self, model: LanguageModel) -> SamplingParams:
         wanted = {

@@ -12,7 +12,7 @@ from django.http import HttpRequest, JsonResponse
 from ninja import NinjaAPI
 from ninja.errors import AuthenticationError, HttpError, ValidationError
 
-from localllm.inference.errors import ContextOverflow, ProviderError, QueueFull
+from localllm.inference.errors import ContextOverflow, NoRoom, ProviderError, QueueFull
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.structured import StructuredError
 
@@ -72,6 +72,8 @@ def from_provider(exc: ProviderError, *, is_loaded: bool, schema_param: str = "r
         return from_structured(exc, schema_param)
     if isinstance(exc, QueueFull):
         return ApiError(503, str(exc), code="queue_full", retry_after_s=exc.retry_after_s)
+    if isinstance(exc, NoRoom):
+        return ApiError(503, str(exc), code="insufficient_memory", retry_after_s=exc.retry_after_s)
     if exc.permanent and is_loaded:
         code = "context_length_exceeded" if isinstance(exc, ContextOverflow) else "invalid_prompt"
         return ApiError(400, str(exc), code=code, param="messages")

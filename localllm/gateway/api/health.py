@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from localllm.gateway import database
+from localllm.gateway import database, serving
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.providers import local
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`state` is that of the default model: ready, idle (loads when asked), loading, restarting, refused, gone."""
+    """`state` is that of the default model: ready, idle (loads when asked), loading, restarting, waiting (for memory),
+    ending (unloads after its last reply), refused, gone."""
 
     ready: bool
     state: str
@@ -38,11 +41,11 @@ async def _examine() -> Health:
         model = await database.read(LanguageModel.objects.default)
     except LanguageModel.DoesNotExist:
         return Health(ready=False, state="none", message="There is no default model. Register one first.")
-    wanted = model.local()
-    if host := local.loaded(wanted):
-        return Health(ready=host.state == "ready", state=host.state, model=model.name, message=host.error)
-    if not wanted.path.is_file():
+    now = serving.state(model)
+    if not now.is_loaded and not Path(model.path).is_file():
         return Health(
-            ready=False, state="gone", model=model.name, message=f"The file of this model is gone: {wanted.path}."
+            ready=False, state="gone", model=model.name, message=f"The file of this model is gone: {model.path}."
         )
-    return Health(ready=True, state="idle", model=model.name)
+    if now.state == "stopped":
+        return Health(ready=True, state="idle", model=model.name)
+    return Health(ready=now.state in ("ready", "ending"), state=now.state, model=model.name, message=now.error)

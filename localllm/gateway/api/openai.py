@@ -17,7 +17,7 @@ from django.http import HttpRequest, JsonResponse
 from django.http.response import HttpResponseBase
 from ninja import NinjaAPI
 
-from localllm.gateway import completions, database
+from localllm.gateway import completions, database, serving
 from localllm.gateway.api import access, errors, response_format, sse
 from localllm.gateway.api.chat_request import ChatCompletionBody
 from localllm.gateway.models import ApiKey, LanguageModel
@@ -51,8 +51,15 @@ async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody)
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
     model = await access.find_model(body.model)
-    asker = completions.Asker(source="api", user=key.user, api_key=key)
-    asked = body.to_request(model, owner=f"user:{key.user_id}")
+    rendered = await database.read(body.localllm.render, model, key) if body.localllm else None
+    asker = completions.Asker(
+        source="api",
+        user=key.user,
+        api_key=key,
+        template_version_id=rendered.version_id if rendered else None,
+        template_variables=rendered.variables if rendered else {},
+    )
+    asked = body.to_request(model, f"user:{key.user_id}", rendered)
     answer = Answer(model, wanted=await response_format.wanted(body.response_format), is_streamed=bool(body.stream))
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
@@ -100,7 +107,7 @@ class Answer:
                         self.finished = event
                     yield event
         except ProviderError as exc:
-            is_loaded = local.loaded(self.model.local()) is not None
+            is_loaded = serving.state(self.model).is_loaded
             raise errors.from_provider(exc, is_loaded=is_loaded) from exc
 
     def _ask(self, asked: ChatRequest, asker: completions.Asker) -> AsyncGenerator[Event | StructuredResult]:
@@ -152,8 +159,7 @@ class Answer:
 
     @cached_property
     def _build(self) -> str | None:
-        host = local.loaded(self.model.local())
-        return host.info.build if host and host.info else None
+        return serving.state(self.model).build or None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

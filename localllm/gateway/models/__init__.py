@@ -2,9 +2,24 @@
 
 from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
+from localllm.gateway.models.experiment import Experiment, Variant
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
+from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.replay import Replay
 from localllm.gateway.models.usage import LoggedSchema, UsageLog
 
-__all__ = ["ApiKey", "Download", "FileVersion", "Job", "LanguageModel", "LoggedSchema", "Replay", "UsageLog"]
+__all__ = [
+    "ApiKey",
+    "Download",
+    "Experiment",
+    "FileVersion",
+    "Job",
+    "LanguageModel",
+    "LoggedSchema",
+    "PromptTemplate",
+    "PromptTemplateVersion",
+    "Replay",
+    "UsageLog",
+    "Variant",
+]

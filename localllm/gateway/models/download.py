@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import models, transaction
@@ -13,18 +15,28 @@ from localllm.inference.hub.files import HubFile, Part
 
 
 class DownloadQuerySet(models.QuerySet["Download"]):
-    def request(self, file: HubFile, user: User | None = None) -> Download:
-        """Queue it. Whoever asks for a file that is under way, paused or failed shares that download."""
+    def unfinished(self) -> DownloadQuerySet:
+        """Waiting, running, paused or failed; the newest first."""
+        return self.exclude(job__state__in=("complete", "cancelled")).select_related("job")
+
+    def complete(self) -> DownloadQuerySet:
+        """Those whose model is still here; the newest first."""
+        return self.filter(job__state="complete", model__isnull=False).select_related("job", "model")
+
+    def request(self, file: HubFile, user: User | None = None, **defaults: Any) -> Download:
+        """Queue it. Whoever asks for a file that is under way, paused or failed shares that download.
+
+        `defaults` are fields of the model that it becomes.
+        """
         with transaction.atomic():
-            unfinished = self.filter(sha256=file.sha256).exclude(job__state__in=("complete", "cancelled"))
-            download = unfinished.select_related("job").first()
+            download = self.unfinished().filter(sha256=file.sha256).first()
             if download is None:
-                return self._create(file, user)
+                return self._create(file, user, defaults)
             download.job.resume()
             download.job.refresh_from_db()
             return download
 
-    def _create(self, file: HubFile, user: User | None) -> Download:
+    def _create(self, file: HubFile, user: User | None, defaults: dict[str, Any]) -> Download:
         # The job has no owner: it is the machine's, which downloads one file at a time.
         job = Job.objects.create(kind=Download.KIND, title=f"{file.name} from {file.repo}"[:300])
         return self.create(
@@ -35,6 +47,7 @@ class DownloadQuerySet(models.QuerySet["Download"]):
             name=file.name,
             sha256=file.sha256,
             size_bytes=file.size_bytes,
+            defaults=defaults,
             parts=[[part.path, part.size_bytes, part.sha256] for part in file.parts],
         )
 
@@ -52,6 +65,7 @@ class Download(models.Model):
     sha256 = models.CharField(max_length=64, db_index=True)
     size_bytes = models.BigIntegerField()
     parts = models.JSONField(help_text="Path, size and SHA-256 of each.")
+    defaults = models.JSONField(default=dict, help_text="Fields of the model that it becomes.")
     model = models.ForeignKey(LanguageModel, null=True, on_delete=models.SET_NULL, help_text="What it became.")
 
     # How far it is
@@ -83,6 +97,19 @@ class Download(models.Model):
             )
         )
 
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return str(self.defaults.get("title") or self.file.label)
+
+    @property
+    def is_being_tried(self) -> bool:
+        """All is here, and is checked and tried out before it may serve."""
+        return self.job.state == "running" and self.num_bytes >= self.size_bytes
+
     def complete(self, model: LanguageModel) -> None:
+        """A model that chats takes over from the starter by itself: until then there was only a toy."""
+        if not model.is_embedding and LanguageModel.objects.filter(is_default=True, is_starter=True).exists():
+            model.make_default()
         self.model, self.num_bytes, self.bytes_per_s, self.delay = model, self.size_bytes, 0.0, ""
         self.save(update_fields=["model", "num_bytes", "bytes_per_s", "delay"])

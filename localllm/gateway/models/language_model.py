@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Q
+from django.utils import timezone
 
-from localllm.inference.engine.gguf import split_parts
+from localllm.gateway.models.model_file import ModelFile
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.providers.llamacpp import LocalModel
+from localllm.inference.errors import InferenceError
+from localllm.inference.providers.llamacpp import LocalModel, Measurements
 from localllm.inference.types import Message
+
+# Mistral's models are of the architecture “llama”: only what they are called tells them.
+MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
+
+
+class ModelError(InferenceError):
+    """The model cannot do that; `str(exc)` is for the user."""
 
 
 class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
@@ -24,15 +37,33 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
     def default(self) -> LanguageModel:
         return self.get(is_default=True)
 
-    def register(self, path: Path, *, name: str = "", make_default: bool = False, **defaults: Any) -> LanguageModel:
-        """Make or update the row of a file that has passed the probe; the file stays where it is."""
-        path = path.resolve()
-        row = self.filter(path=str(path)).first() or self.model(path=str(path), **defaults)
-        row.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
+    def by_hash(self, hashes: Iterable[str]) -> dict[str, LanguageModel]:
+        """Those of these files that are here already."""
+        return {model.sha256: model for model in self.filter(sha256__in=list(hashes))}
+
+    def register(
+        self, path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any
+    ) -> LanguageModel:
+        """Make or update the row of a file that has passed the probe; the file stays where it is.
+
+        `file_name` is what it was called where it came from. A file that is known already stays with its model.
+        """
+        file = FileVersion.objects.filter(path=str(path.resolve())).first()
+        if file is None:
+            known = {field: defaults[field] for field in ModelFile.field_names() if field in defaults}
+            file = FileVersion(path=str(path.resolve()), name=file_name or path.name, **known)
+        file.remember_file()  # hashing takes long: outside the transaction, which would lock everybody out
         with transaction.atomic():
+            row = self.filter(files__path=file.path).first() or self.model(path=file.path, **defaults)
+            if row.path == file.path:  # else an older version that was registered again
+                row.become(file)
             row.name = row.name or self._free_name(name or path.stem)
             row.save()
-            if make_default or not self.filter(is_default=True).exists():
+            version = FileVersion.objects.filter(path=file.path).first() or file
+            version.become(file).model = row
+            version.save()
+            is_wanted = make_default or not self.filter(is_default=True).exists()
+            if is_wanted and not row.is_embedding:
                 row.make_default()
         return row
 
@@ -45,27 +76,19 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
         return name
 
 
-class LanguageModel(models.Model):
+class LanguageModel(ModelFile):
     name = models.SlugField(
         max_length=100,
         unique=True,
         help_text="What API clients call it. “default” always means the default model.",
     )
     title = models.CharField(max_length=200, blank=True, help_text="What people see; the name if empty.")
-    path = models.CharField(max_length=1000, unique=True)
-    sha256 = models.CharField(max_length=64, editable=False)
-    size_bytes = models.BigIntegerField(editable=False)
-    file_mtime_ns = models.BigIntegerField(editable=False)
-    file_inode = models.BigIntegerField(default=0, editable=False)
-    repository = models.CharField(
-        max_length=200, blank=True, editable=False, help_text="Of the hub, where it came from."
-    )
+    note = models.CharField(max_length=300, blank=True, help_text="For people: what it is good for.")
     licence = models.CharField(max_length=200, blank=True)
     is_embedding = models.BooleanField(default=False, editable=False, help_text="Makes vectors of texts, no answers.")
     is_default = models.BooleanField(default=False, editable=False)
     is_starter = models.BooleanField(default=False, editable=False)
     is_enabled = models.BooleanField(default=True, help_text="Shown in pickers and answered by the API.")
-    description = models.CharField(max_length=200, blank=True, editable=False, help_text="As llama.cpp names it.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     # How it is loaded
@@ -112,11 +135,13 @@ class LanguageModel(models.Model):
     prefill_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second.")
     decode_per_s = models.FloatField(null=True, editable=False, help_text="Tokens a second, one conversation.")
     measured_at = models.DateTimeField(null=True, editable=False)
+    measured_as = models.CharField(max_length=64, blank=True, editable=False)
 
     objects = LanguageModelQuerySet.as_manager()
 
     class Meta:
         ordering = ("name",)
+        permissions = (("load_languagemodel", "Can load, unload and choose the default model"),)
         constraints = (
             models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_model"),
         )
@@ -128,9 +153,25 @@ class LanguageModel(models.Model):
     def engine_settings(self) -> EngineSettings:
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.__struct_fields__})
 
+    @property
+    def family(self) -> str:
+        """Such as `mistral`, `qwen2` or `llama`: models that want to be prompted alike."""
+        architecture = re.split(r"[ ,]", self.description.lower(), maxsplit=1)[0]
+        if architecture not in ("", "llama") and not architecture.startswith("mistral"):
+            return architecture
+        names = f"{architecture} {self.name} {self.title} {self.repository} {Path(self.path).name}".lower()
+        return "mistral" if any(name in names for name in MISTRALS) else architecture
+
     def local(self) -> LocalModel:
         """What the embedded provider needs to serve it."""
-        return LocalModel(Path(self.path), self.engine_settings, self.sha256)
+        return LocalModel(
+            Path(self.path),
+            self.engine_settings,
+            self.sha256,
+            name=self.name,
+            keep_alive_s=self.keep_alive_s,
+            measured_bytes=self.measured_bytes if self.is_measured else None,
+        )
 
     def with_system_prompt(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """The conversation; its own system prompt speaks where it brings none."""
@@ -138,29 +179,96 @@ class LanguageModel(models.Model):
             return messages
         return (Message("system", self.system_prompt), *messages)
 
+    def check_may_be_default(self) -> None:
+        """Raises ModelError for one that could not answer whoever asks for no model by name."""
+        if self.is_embedding:
+            raise ModelError(f"{self} makes embeddings, so it cannot answer chats. Choose a model that writes.")
+        if not self.is_enabled:
+            raise ModelError(f"{self} is disabled. Enable it first.")
+
     def make_default(self) -> None:
+        """Raises ModelError."""
+        self.check_may_be_default()
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True
             self.save(update_fields=["is_default"])
 
-    def remember_file(self) -> None:
-        """Note size, time and hash of the file; the hash is computed only when the others changed."""
-        stat = Path(self.path).stat()
-        if (stat.st_size, stat.st_mtime_ns) != (self.size_bytes, self.file_mtime_ns) or not self.sha256:
-            self.sha256 = content_sha256(Path(self.path))
-            self.size_bytes, self.file_mtime_ns = stat.st_size, stat.st_mtime_ns
+    @property
+    def is_measured(self) -> bool:
+        """Are the figures those of this file with these settings?"""
+        return self.measured_as == self._fingerprint
+
+    def remember_measurements(self, measured: Measurements) -> None:
+        fields = asdict(measured) | {"measured_at": timezone.now(), "measured_as": self._fingerprint}
+        LanguageModel.objects.filter(pk=self.pk).update(**fields)
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    @property
+    def _fingerprint(self) -> str:
+        """Of all that makes its worker what it is."""
+        return hashlib.sha256(msgspec.json.encode([self.sha256, self.engine_settings])).hexdigest()
+
+    # Files and their versions
+
+    @property
+    def current_file(self) -> FileVersion:
+        return self.files.get(path=self.path)
+
+    def take_over(self, other: LanguageModel) -> FileVersion:
+        """Make the file of `other` a version of this model, which then has all that was the other's.
+
+        Its older versions, its conversations and its usage come along; its name and settings are gone.
+        Raises ModelError.
+        """
+        self._check_may_take(other)
+        with transaction.atomic():
+            for relation in LanguageModel._meta.related_objects:
+                rows = relation.related_model._default_manager.filter(**{relation.field.name: other})
+                rows.update(**{relation.field.name: self})
+            was_default = other.is_default
+            other.delete()
+            if was_default:
+                self.make_default()
+            return self.files.get(path=other.path)
+
+    def _check_may_take(self, other: LanguageModel) -> None:
+        if other == self:
+            raise ModelError(f"{self} cannot be replaced by itself. Choose another model.")
+        for model in (self, other):
+            if model.is_starter:
+                raise ModelError(f"{model} comes with LocalLLM and keeps its file. Choose another model.")
+        if other.is_embedding != self.is_embedding:
+            raise ModelError(
+                f"{self} {_makes(self)} and {other} {_makes(other)}: whoever uses it would get something else. "
+                "Choose a file of the same kind."
+            )
+
+    def num_conversations_by_user(self) -> models.QuerySet[Any]:
+        """Users with a `num` of conversations that it answers; as the default, of those without a model too."""
+        theirs = Q(conversations__model=self)
+        if self.is_default:
+            theirs |= Q(conversations__model=None)
+        users = User.objects.annotate(num=models.Count("conversations", filter=theirs))
+        return users.filter(num__gt=0).order_by("-num", "username")
+
+    def check_may_go(self) -> None:
+        """Raises ModelError where deleting it would leave nothing that answers, or would not last."""
+        if self.is_default:
+            raise ModelError(f"{self} is the default model. Make another one the default first.")
+        if self.is_starter:
+            raise ModelError(f"{self} comes with LocalLLM and would be back at the next start. Disable it instead.")
 
 
-class FileVersion(models.Model):
+def _makes(model: LanguageModel) -> str:
+    return "makes embeddings" if model.is_embedding else "writes answers"
+
+
+class FileVersion(ModelFile):
     """A file that a model is or was. The model's own fields are a copy of the one that serves."""
 
     model = models.ForeignKey(LanguageModel, on_delete=models.CASCADE, related_name="files")
-    path = models.CharField(max_length=1000, unique=True)
-    sha256 = models.CharField(max_length=64)
-    size_bytes = models.BigIntegerField()
-    description = models.CharField(max_length=200, blank=True)
-    repository = models.CharField(max_length=200, blank=True)
     name = models.CharField(max_length=300, help_text="What it was called where it came from.")
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -170,11 +278,6 @@ class FileVersion(models.Model):
     def __str__(self) -> str:
         return self.name
 
-
-def content_sha256(path: Path) -> str:
-    """Of a file; of a split one, of its parts' hashes, as of those that were downloaded (hub/files.py)."""
-    hashes = []
-    for part in split_parts(path):
-        with part.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    @property
+    def is_current(self) -> bool:
+        return self.path == self.model.path

@@ -7,12 +7,13 @@ import uuid
 import zlib
 from datetime import datetime, timedelta
 
+import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
 from django.urls import reverse
 
-from localllm.inference.types import ResponseFormat
+from localllm.inference.types import Message, ResponseFormat
 
 LONGEST_GENERATION = timedelta(hours=1)  # what ends later than this after another was hardly its neighbour
 
@@ -70,6 +71,8 @@ class UsageLog(models.Model):
     model_name = models.CharField(max_length=100)
     model_sha256 = models.CharField(max_length=64)
     schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)
+    template_version = models.ForeignKey("gateway.PromptTemplateVersion", null=True, on_delete=models.SET_NULL)
+    template_variables = models.JSONField(default=dict)
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)
@@ -77,6 +80,7 @@ class UsageLog(models.Model):
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
+    messages = models.BinaryField(default=b"", help_text="As they were asked, compressed.")
     prompt_ids = models.BinaryField(default=b"")
     output_ids = models.BinaryField(default=b"")
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -126,9 +130,29 @@ class UsageLog(models.Model):
         return any(other.began_at < self.created_at for other in rows)
 
     @property
+    def subject(self) -> str:
+        """Whoever gets the same version of a template every time."""
+        return subject(self.conversation_id, self.api_key_id)
+
+    @property
     def tokens_per_second(self) -> float | None:
         decode_ms = self.duration_ms - self.ttft_ms
         return (self.completion_tokens - 1) / decode_ms * 1000 if decode_ms > 0 and self.completion_tokens > 1 else None
+
+
+def subject(conversation_id: uuid.UUID | None = None, api_key_id: int | None = None) -> str:
+    """What an experiment draws by: the conversation, or else the key; "" when nothing tells two askers apart."""
+    if conversation_id is not None:
+        return f"conversation:{conversation_id}"
+    return "" if api_key_id is None else f"key:{api_key_id}"
+
+
+def pack_messages(messages: tuple[Message, ...]) -> bytes:
+    return zlib.compress(msgspec.json.encode(messages))
+
+
+def unpack_messages(packed: bytes) -> tuple[Message, ...]:
+    return msgspec.json.decode(zlib.decompress(packed), type=tuple[Message, ...]) if packed else ()
 
 
 def pack_ids(ids: tuple[int, ...]) -> bytes:

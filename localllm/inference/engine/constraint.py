@@ -6,6 +6,7 @@ origin, slots or JSON Schema's keywords: the grammar arrives ready made.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ EFFORT, MAX_ENDINGS = 1_500, 3  # steps spent in looking for an ending, and how 
 MAX_UNREAD = 256  # bytes that the lookahead may be behind, so that it catches up within a step
 MAX_OPTIMAL = 1_000  # bytes that are cut into as few tokens as can be, at about 8 µs each, while a batch waits
 MAX_REASONING = 0.5  # of the tokens that the shortest document leaves
+# An exponent of this size gets no further digit: what is beyond about 1e308 is no number any more.
+LONG_EXPONENT = 29
+NUMERIC, QUOTE, BACKSLASH = b"0123456789+-.eE", ord('"'), ord("\\")
 
 
 class Vocabulary:
@@ -57,11 +61,18 @@ class Vocabulary:
         special = frozenset(special_ids) | self.end_ids
         plain = [(piece, id) for id, piece in enumerate(self.pieces) if piece and id not in special]
         self._id_of = dict(reversed(plain))
+        self.digits = self._words_of(id for piece, id in plain if piece[:1].isdigit())
         self._max_piece = min(MAX_PIECE, max((len(piece) for piece, _ in plain), default=1))
         self.tokenizer = LLTokenizer(
             TokenizerWrapper(_Pieces(self.pieces, special, end_ids[0], tokenize or self._tokens)),
             eos_token=list(end_ids),
         )
+
+    def _words_of(self, ids: Iterable[int]) -> Ids:
+        """The tokens as bits."""
+        bits = np.zeros(32 * self.num_words, np.uint8)
+        bits[list(ids)] = 1
+        return np.packbits(bits, bitorder="little").view(np.int32)
 
     def _tokens(self, text: str) -> list[int]:
         return self.fewest(text.encode()) or []
@@ -189,6 +200,7 @@ class Constraint:
         self._matcher = grammar.matcher.deep_copy()
         self._lookahead = grammar.lookahead.copy()
         self._unread = b""  # of the document, by the lookahead
+        self._exponent = Exponent()
         self._remaining = budget
         self._margin = min(MAX_MARGIN, max(MARGIN, 2 * grammar.min_tokens))
         self._preface = preface  # None as soon as the document has begun
@@ -231,6 +243,8 @@ class Constraint:
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
         if self._matcher.is_error():
             raise ConstraintError(f"The schema became too costly to follow: {_reason(self._matcher)}.")
+        if self._exponent.is_long:
+            self._words &= ~self.vocabulary.digits
         if self._preface:
             self._offer_reasoning(self._preface.opening[0])
         return self._words
@@ -365,7 +379,9 @@ class Constraint:
 
     def _remember(self, tokens: Sequence[int]) -> None:
         self._remaining -= len(tokens)
-        self._unread += b"".join(self.vocabulary.pieces[token] for token in tokens)
+        text = b"".join(self.vocabulary.pieces[token] for token in tokens)
+        self._unread += text
+        self._exponent.read(text)
         ending = self._ending
         self._ending = ending[len(tokens) :] if ending is not None and ending[: len(tokens)] == [*tokens] else None
 
@@ -407,6 +423,32 @@ class Constraint:
             return tokens
         fewest = self.vocabulary.fewest(ending) if len(ending) <= MAX_OPTIMAL else None
         return fewest if fewest is not None and self._fits(fewest) else None
+
+
+class Exponent:
+    """Follows a document, to tell how large the exponent of the number at its end is."""
+
+    _SIZE = re.compile(rb"[eE][+-]?(\d+)$")
+
+    def __init__(self) -> None:
+        self._is_text = self._is_escaped = False
+        self._number = b""
+
+    def read(self, document: bytes) -> None:
+        for byte in document:
+            if self._is_text:
+                self._is_text = byte != QUOTE or self._is_escaped
+                self._is_escaped = byte == BACKSLASH and not self._is_escaped
+            elif byte in NUMERIC:
+                self._number += bytes((byte,))
+            else:
+                self._number = b""
+                self._is_text = byte == QUOTE
+
+    @property
+    def is_long(self) -> bool:
+        size = self._SIZE.search(self._number) if len(self._number) > 3 else None
+        return size is not None and int(size[1]) >= LONG_EXPONENT
 
 
 def ends_with(matcher: LLMatcher, tokens: list[int]) -> bool:

@@ -13,15 +13,17 @@ from collections.abc import Callable
 
 from localllm.inference.engine.runner import Runner, Sample
 from localllm.inference.engine.scheduler import Scheduler, Slice
+from localllm.inference.engine.self_test import self_test
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError, QueueFull
-from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Started, Waiting
+from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Speed, Started, Waiting
 
 # While answers are streaming, new prompts get so much of each step that it takes about this long; longer when
 # more wait for their first token than read.
 MIXED_STEP_S, LONGEST_MIXED_STEP_S = 0.25, 2.0
 MIN_PREFILL_TOKENS = 32
+QUIET_S = 1.0  # without a request, before the self-test: it should not meet the next question of a conversation
 
 
 class Engine:
@@ -39,6 +41,7 @@ class Engine:
         self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
         self._prefill_rate = 0.0  # tokens per second, of the last large prefill
         self._spinning = Spinning(runner.num_threads)
+        self._tell_speed: Callable[[Speed], None] | None = None  # a self-test is due
 
     # Called from any thread
 
@@ -50,11 +53,18 @@ class Engine:
         seq.cancelled = True
         self._inbox.put(None)
 
+    def measure(self, tell: Callable[[Speed], None]) -> None:
+        """Test yourself as soon as there has been nothing else to do for a while."""
+        self._tell_speed = tell
+        self._inbox.put(None)
+
     # Everything below runs in the engine thread
 
     def run_forever(self) -> None:
         while True:
             self._receive()
+            if self._tell_speed and self._scheduler.is_idle:
+                self._test(self._tell_speed)
             self.step()
             self._flush()
 
@@ -70,12 +80,29 @@ class Engine:
         self._runner.run([Slice(nobody, 1)])
         self._runner.clear()
 
+    def _test(self, tell: Callable[[Speed], None]) -> None:
+        """Whoever asks for something meanwhile goes first; then it is done anew."""
+        slot = min(self._scheduler.slots, key=lambda slot: slot.last_used)
+        slot.cached = []
+        speed = self_test(
+            self._runner,
+            self._run,
+            slot=slot.index,
+            num_tokens=self._scheduler.max_batch_tokens,
+            is_wanted=lambda: not self._inbox.empty(),
+        )
+        self.step_started_at = None
+        self._runner.reuse(slot.index, slot.index, 0)
+        if speed is not None:
+            self._tell_speed = None
+            tell(speed)
+
     def _receive(self) -> None:
-        """Take in what has arrived; sleep only when there is nothing to compute."""
+        """Take in what has arrived; sleep only when there is nothing to compute, and not long when a test is due."""
         while True:
             is_idle = self._scheduler.is_idle
             try:
-                seq = self._inbox.get(block=is_idle)
+                seq = self._inbox.get(block=is_idle, timeout=QUIET_S if self._tell_speed else None)
             except queue.Empty:
                 return
             if is_idle:

@@ -210,13 +210,13 @@ class Header:
         return max(self.kv_heads)
 
 
-def split_parts(path: Path) -> list[Path]:
-    """The file itself; of the first part of a split file, all parts in order, where llama.cpp looks for them."""
+def parts(path: Path) -> list[Path]:
+    """All files of the model whose first one is `path`, as their names have it."""
     match = SPLIT.fullmatch(path.name)
     if match is None:
         return [path]
-    numbers = range(1, int(match["count"]) + 1)
-    return [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}.gguf") for number in numbers]
+    stem, count = match["stem"], match["count"]
+    return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
 def read_header(path: Path) -> Header:

@@ -23,10 +23,11 @@ from typing import Literal
 from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo, Speed
 
 log = logging.getLogger(__name__)
 
+Answer = Event | wire.Counted | wire.Previewed
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -46,7 +47,7 @@ CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
 class Pending:
     """A request on its way; events arrive in `inbox`, an exception ends it."""
 
-    inbox: asyncio.Queue[Event | Exception | int] = field(default_factory=asyncio.Queue)
+    inbox: asyncio.Queue[Answer | Exception] = field(default_factory=asyncio.Queue)
     rendering_since: float | None = None
 
 
@@ -62,13 +63,17 @@ class EngineHost:
         self.error = ""  # why the last worker ended
         self.pid: int | None = None
         self.num_restarts = 0
+        self.ready_at: float | None = None  # seconds since 1970
+        self.load_s = 0.0
         self._ids = itertools.count(1)
         self._pending: dict[int, Pending] = {}
         self._changed = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._last_heard = 0.0
+        self._started_at = self._last_heard = 0.0  # of this worker
         self._was_ready = False
+        self._stopped_because = ""
+        self._measurement: asyncio.Future[Speed] | None = None
 
     @property
     def num_requests(self) -> int:
@@ -80,14 +85,20 @@ class EngineHost:
             self._set_state("loading")
             self._supervisor = asyncio.create_task(self._supervise(), name=f"host {self.path.name}")
 
-    async def stop(self) -> None:
-        """End the worker; requests under way fail as if it had died."""
+    async def stop(self, why: str = "") -> None:
+        """End the worker; requests under way fail as if it had died, those that wait for it with `why`."""
+        self._stopped_because = why
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
         self._set_state("stopped")
+
+    def refuse(self, reason: str) -> None:
+        """Whoever asks hears that it will not be loaded."""
+        self.error = reason
+        self._set_state("refused")
 
     async def wait_until_ready(self) -> ModelInfo:
         """Wait for the model to be loaded. Raises ModelRefused when it never will be."""
@@ -106,7 +117,7 @@ class EngineHost:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, int)
+                assert not isinstance(item, wire.Counted | wire.Previewed)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -115,14 +126,33 @@ class EngineHost:
 
     async def count(self, messages: tuple[Message, ...]) -> int:
         """Exact number of prompt tokens of `messages`, chat template included."""
+        answer = await self._inquire(lambda id: wire.Count(id, messages))
+        assert isinstance(answer, wire.Counted)
+        return answer.num_tokens
+
+    async def preview(self, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """`messages` as the model would see them, chat template included, and the exact number of their tokens."""
+        answer = await self._inquire(lambda id: wire.Preview(id, messages))
+        assert isinstance(answer, wire.Previewed)
+        return answer.text, answer.num_tokens
+
+    async def _inquire(self, question: Callable[[int], wire.Count | wire.Preview]) -> Answer:
+        """The one answer to a question that generates nothing."""
         await self.wait_until_ready()
         async with self._open() as (id, pending):
-            self._send(wire.Count(id, messages))
+            self._send(question(id))
             answer = await pending.inbox.get()
             if isinstance(answer, Exception):
                 raise answer
-            assert isinstance(answer, int)
             return answer
+
+    async def measure(self) -> Speed:
+        """Measured as soon as no request is under way; then it has computed a full batch. Raises EngineDied."""
+        await self.wait_until_ready()
+        if self._measurement is None:
+            self._measurement = asyncio.get_running_loop().create_future()
+            self._send(wire.Measure())
+        return await asyncio.shield(self._measurement)
 
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[tuple[int, Pending]]:
@@ -139,6 +169,8 @@ class EngineHost:
             if self.state == "refused":
                 raise ModelRefused(self.error)
             if self.state == "stopped":
+                if self._stopped_because:
+                    raise ProviderError(self._stopped_because)
                 raise EngineDied(f"{self.path.name} is not loaded.")
             yield Loading(self.fraction)
             await self._changed.wait()
@@ -178,28 +210,31 @@ class EngineHost:
     async def _run_worker(self) -> None:
         """One life of a worker, from its start to its end."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "localllm.inference.engine.worker", str(theirs.fileno()), str(os.getpid()),
-                pass_fds=[theirs.fileno()], env=child_environment(), cwd=PROJECT, stdin=asyncio.subprocess.DEVNULL,
-                process_group=0,
-            )  # fmt: skip
+        with ours:
+            with theirs:
+                process = await _start(theirs)
+            try:
+                await self._talk(process, ours)
+            finally:
+                _kill(process)
+                code = await process.wait()
+                self.pid = None
+                self._bury(code)
+
+    async def _talk(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
+        """Until the connection is over."""
         self.pid, self.fraction, self.error, self._was_ready = process.pid, 0.0, "", False
+        self._last_heard = self._started_at = time.monotonic()
         loop = asyncio.get_running_loop()
-        self._transport, connection = await loop.create_connection(lambda: _Connection(self._receive), sock=ours)
-        self._send(wire.Load(str(self.path), self.settings))
-        self._last_heard = time.monotonic()
+        self._transport, protocol = await loop.create_connection(lambda: _Connection(self._receive), sock=connection)
         watchdog = asyncio.create_task(self._watch(process))
         try:
-            await connection.is_over
+            self._send(wire.Load(str(self.path), self.settings))
+            await protocol.is_over
         finally:
             watchdog.cancel()
-            self._transport.close()
+            self._transport.abort()
             self._transport = None
-            _kill(process)
-            code = await process.wait()
-            self.pid = None
-            self._bury(code)
 
     def _receive(self, message: wire.FromWorker) -> None:
         self._last_heard = time.monotonic()
@@ -209,20 +244,24 @@ class EngineHost:
                 self._set_state("loading")
             case wire.Ready(info=info):
                 self.info, self._was_ready = info, True
+                self.ready_at, self.load_s = time.time(), time.monotonic() - self._started_at
                 self._set_state("ready")
             case wire.Refused(reason=reason):
-                self.error = reason
-                self._set_state("refused")
+                self.refuse(reason)
             case wire.Rendering(id=id):
                 self._mark_rendering(id, time.monotonic())
             case wire.Rendered(id=id):
                 self._mark_rendering(id, None)
-            case wire.Counted(id=id, num_tokens=count):
-                self._deliver(id, count)
+            case wire.Counted(id=id) | wire.Previewed(id=id):
+                self._deliver(id, message)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)
             case wire.Failed(id=id, error=error):
                 self._end(id, error)
+            case wire.Measured(speed=speed):
+                if self._measurement is not None:
+                    self._measurement.set_result(speed)
+                    self._measurement = None
             case wire.Pong(step_s=step_s):
                 if step_s is not None and step_s > STEP_LIMIT_S:
                     self._give_up(f"it has computed one batch for {step_s:.0f} s.")
@@ -231,7 +270,7 @@ class EngineHost:
         if pending := self._pending.get(id):
             pending.rendering_since = since
 
-    def _deliver(self, id: int, item: Event | Exception | int) -> None:
+    def _deliver(self, id: int, item: Answer | Exception) -> None:
         if pending := self._pending.get(id):
             pending.inbox.put_nowait(item)
 
@@ -281,6 +320,10 @@ class EngineHost:
         else:
             self.error = self.error or _how_it_ended(code)
             error = EngineDied(f"The engine stopped while it was answering: {self.error}")
+        if self._measurement is not None:
+            self._measurement.set_exception(EngineDied("The engine stopped before it was measured."))
+            self._measurement.exception()  # whoever waited for it may be gone
+            self._measurement = None
         pending, self._pending = self._pending, {}
         for request in pending.values():
             request.inbox.put_nowait(error)
@@ -301,6 +344,27 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.is_over.done():
             self.is_over.set_result(None)
+
+
+async def _start(connection: socket.socket) -> asyncio.subprocess.Process:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "localllm.inference.engine.worker", str(connection.fileno()), str(os.getpid())),
+            pass_fds=[connection.fileno()],
+            env=child_environment(),
+            cwd=PROJECT,
+            stdin=asyncio.subprocess.DEVNULL,
+            process_group=0,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # it must not be left behind
+        process = await starting
+        _kill(process)
+        await process.wait()
+        raise
 
 
 def child_environment() -> dict[str, str]:

@@ -8,7 +8,8 @@ Works on llama.cpp's low-level functions: `llama_cpp.Llama` decodes one request 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,29 @@ ROPE_TYPES = {
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
+DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU, one with memory of its own
+ABORTED = 2  # of llama_decode
+
+
+class Interrupted(Exception):
+    """The batch was given up half-way; its sequence must leave the cache."""
+
+
+def gpu_memory() -> tuple[int, int]:
+    """Free and total bytes of all GPUs together; zeros for a build that cannot use one."""
+    if not llama.llama_supports_gpu_offload():
+        return 0, 0
+    library = llama.llama_cpp._lib  # the bindings have no names for devices
+    library.ggml_backend_dev_get.restype = ctypes.c_void_p
+    free, total = [], []
+    for number in range(library.ggml_backend_dev_count()):
+        device = ctypes.c_void_p(library.ggml_backend_dev_get(ctypes.c_size_t(number)))
+        if library.ggml_backend_dev_type(device) == DEVICE_TYPE_GPU:
+            sizes = ctypes.c_size_t(), ctypes.c_size_t()
+            library.ggml_backend_dev_memory(device, *map(ctypes.byref, sizes))
+            free.append(sizes[0].value)
+            total.append(sizes[1].value)
+    return sum(free), sum(total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +310,21 @@ class Runner:
         """
         rows = self._batch.fill(slices)
         code = llama.llama_decode(self._context, self._batch.struct)
+        if code == ABORTED:
+            raise Interrupted
         if code:
             raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
         return [None if row is None else self._sample(piece, row) for piece, row in zip(slices, rows, strict=True)]
+
+    @contextmanager
+    def interruptible(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
+        """Within the block, `run` raises Interrupted soon after `is_wanted`, which is asked all the time."""
+        callback = llama.ggml_abort_callback(lambda _: is_wanted())
+        llama.llama_set_abort_callback(self._context, callback, None)
+        try:
+            yield
+        finally:
+            llama.llama_set_abort_callback(self._context, llama.ggml_abort_callback(), None)
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """Raw logits, shape (vocab_size,), of one row of the last batch. Valid until the next `run`."""

@@ -15,7 +15,7 @@ RopeScaling = Literal["none", "linear", "yarn"]
 FlashAttention = Literal["auto", "on", "off"]
 
 
-class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one worker. `n_ctx` is the window of one conversation, in tokens."""
 
     n_ctx: int = 4096
@@ -38,6 +38,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.rope_scaling != "none" and self.rope_scale <= 1:
             raise ValueError(f"rope_scale is {self.rope_scale}; to stretch the window it must be over 1.")
+        if self.kv_type != "f16" and self.flash_attention == "off":
+            raise ValueError(f"kv_type is {self.kv_type}; without flash attention llama.cpp takes f16 only.")
 
     def window(self, trained: int) -> int:
         """The context window of one conversation for a model trained on `trained` tokens.

@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -47,6 +47,17 @@ class Count(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     messages: tuple[Message, ...]
+
+
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """What would the model see of these messages?"""
+
+    id: int
+    messages: tuple[Message, ...]
+
+
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Test yourself when there is nothing else to do. `Measured` follows, however late."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):
@@ -82,6 +93,16 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class Previewed(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    text: str
+    num_tokens: int
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    speed: Speed
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
@@ -132,8 +153,8 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -27,7 +27,7 @@ from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished
+from localllm.inference.types import ChatRequest, Event, Finished, Message
 
 PR_SET_PDEATHSIG = 1
 
@@ -38,7 +38,7 @@ class Worker:
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
         self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
-        self._requests: queue.SimpleQueue[wire.Submit | wire.Count] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Preview] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
@@ -99,10 +99,12 @@ class Worker:
         while True:
             for body in self._receive():
                 match wire.to_worker.decode(body):
-                    case wire.Submit() | wire.Count() as request:
+                    case wire.Submit() | wire.Count() | wire.Preview() as request:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
+                    case wire.Measure():
+                        self._engine.measure(lambda speed: self._send(wire.Measured(speed)))
                     case wire.Ping():
                         started = self._engine.step_started_at
                         self._send(wire.Pong(None if started is None else time.monotonic() - started))
@@ -139,15 +141,22 @@ class Worker:
         while True:
             message = self._requests.get()
             try:
-                if isinstance(message, wire.Count):
-                    rendered = self._render(message.id, ChatRequest(messages=message.messages))
-                    self._send(wire.Counted(message.id, len(self._tokenize(rendered)[0])))
-                else:
-                    self._submit(message.id, message.request)
+                match message:
+                    case wire.Submit(id=id, request=request):
+                        self._submit(id, request)
+                    case wire.Count(id=id, messages=messages):
+                        self._send(wire.Counted(id, self._preview(id, messages)[1]))
+                    case wire.Preview(id=id, messages=messages):
+                        self._send(wire.Previewed(id, *self._preview(id, messages)))
             except InferenceError as exc:
                 self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
                 self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
+
+    def _preview(self, id: int, messages: tuple[Message, ...]) -> tuple[str, int]:
+        """The prompt of a conversation, and how many tokens it has."""
+        rendered = self._render(id, ChatRequest(messages=messages))
+        return rendered.text, len(self._tokenize(rendered)[0])
 
     def _submit(self, id: int, request: ChatRequest) -> None:
         rendered = self._render(id, request)

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from localllm.inference.errors import HubError
-from localllm.inference.hub.files import HubFile, Part, gguf_files
+from localllm.inference.hub.files import HubFile, Part, Repository, repository
 from localllm.inference.outgoing import AddressRefused, PublicTransport, is_public, look_up
 
 ENDPOINT = "https://huggingface.co"
@@ -43,24 +43,18 @@ class Hub:
         self._headers = {"User-Agent": "LocalLLM"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = bool(token)
 
-    async def list_files(self, repo: str, revision: str = "main") -> list[HubFile]:
-        """The GGUF files of a repository, pinned to the commit that `revision` is now. Raises HubError."""
+    async def repository(self, repo: str, revision: str = "main") -> Repository:
+        """What it offers, pinned to the commit that `revision` is now. Raises HubError."""
         try:
             validate_repo_id(repo)
         except HFValidationError as exc:
             raise HubError(f"{repo!r} is no name of a repository: write it as owner/name.", permanent=True) from exc
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
-        async with self._get(f"{url}?blobs=true", f"{repo} at {revision}") as response:
-            return gguf_files(repo, await _listing(response, repo))
+        async with self._get(f"{url}?blobs=true", f"repository {repo} at {revision}") as response:
+            return repository(repo, await _listing(response, repo))
 
     async def find_file(self, repo: str, name: str, revision: str = "main") -> HubFile:
-        """The file of that name; any part of a split file names the whole."""
-        files = await self.list_files(repo, revision)
-        for file in files:
-            if any(part.path == name for part in file.parts):
-                return file
-        names = ", ".join(file.name for file in files) or "none"
-        raise HubError(f"{repo} has no GGUF file named {name!r}. Its GGUF files: {names}.", permanent=True)
+        return (await self.repository(repo, revision)).file(name)
 
     async def read_range(self, file: HubFile, start: int, length: int, *, part: int = 0) -> bytes:
         """`length` bytes of one part from `start` on; fewer where it ends. Reads no more than that."""

@@ -1,6 +1,7 @@
-"""What a repository of the hub offers: its GGUF files at one commit, a split file as one.
+"""What a repository of the hub offers: its GGUF files at one commit, a split file as one, and its licence.
 
-Knows how llama.cpp names the parts of a split file. Whatever the hub says is checked here: below, every hash is one.
+Knows how llama.cpp names the parts of a split file, and how people name quantisations. Whatever the hub says is
+checked here: below, every hash is one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from huggingface_hub import ModelInfo
+from huggingface_hub import ModelCardData, ModelInfo
 from huggingface_hub.hf_api import RepoSibling
 
 from localllm.inference.errors import HubError
@@ -18,6 +19,10 @@ from localllm.inference.errors import HubError
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+QUANTISATION = re.compile(
+    r"(?<![A-Z0-9])(Q\d_K(?:_(?:S|M|L|XL))?|Q\d_\d(?:_\d)*|IQ\d_(?:XXS|XS|S|M|NL)|TQ\d_\d|MXFP4|BF16|F16|F32)(?![A-Z0-9])"
+)
+MAX_LICENCE = 100  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,46 @@ class HubFile:
             return self.parts[0].sha256
         return hashlib.sha256("".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
+    @property
+    def label(self) -> str:
+        """Its name without folder, number and ending."""
+        split = SPLIT.fullmatch(self.name)
+        return (split["stem"] if split else self.name[: -len(".gguf")]).rsplit("/", 1)[-1]
 
-def gguf_files(repo: str, info: ModelInfo) -> list[HubFile]:
-    """The files to choose from, by name. Left out: split files with a part missing, and what has no SHA-256."""
+    @property
+    def quantisation(self) -> str:
+        """As its name says it, or its folder, such as `Q4_K_M`; empty where neither does."""
+        found = QUANTISATION.findall(self.label.upper()) or QUANTISATION.findall(self.name.upper())
+        return found[-1] if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """What there is to choose from. `licence` is what its model card says, empty where it says nothing."""
+
+    name: str
+    commit: str
+    licence: str
+    files: tuple[HubFile, ...]
+
+    def file(self, name: str) -> HubFile:
+        """The file of that name; any part of a split file names the whole. Raises HubError."""
+        for file in self.files:
+            if any(part.path == name for part in file.parts):
+                return file
+        names = ", ".join(file.name for file in self.files) or "none"
+        raise HubError(f"{self.name} has no GGUF file named {name!r}. Its GGUF files: {names}.", permanent=True)
+
+
+def repository(name: str, info: ModelInfo) -> Repository:
+    """Raises HubError where the hub does not say of which commit it speaks."""
     if not info.sha or not COMMIT.fullmatch(info.sha):
-        raise HubError(f"The hub does not say which commit of {repo} it shows. Try another endpoint.", permanent=True)
+        raise HubError(f"The hub does not say which commit of {name} it shows. Try another endpoint.", permanent=True)
+    return Repository(name, info.sha, _licence(info), tuple(_gguf_files(name, info.sha, info)))
+
+
+def _gguf_files(repo: str, commit: str, info: ModelInfo) -> list[HubFile]:
+    """By name. Left out: split files with a part missing, and what has no SHA-256."""
     whole: list[Part] = []
     split: dict[tuple[str, int], dict[int, Part]] = defaultdict(dict)
     for sibling in info.siblings or ():
@@ -72,7 +112,7 @@ def gguf_files(repo: str, info: ModelInfo) -> list[HubFile]:
         for (_, count), parts in split.items()
         if parts.keys() == set(range(1, count + 1))
     ]
-    files = [HubFile(repo, info.sha, parts) for parts in (*((part,) for part in whole), *complete)]
+    files = [HubFile(repo, commit, parts) for parts in (*((part,) for part in whole), *complete)]
     return sorted(files, key=lambda file: file.name)
 
 
@@ -83,3 +123,12 @@ def _part(sibling: RepoSibling) -> Part | None:
     if not path.lower().endswith(".gguf") or lfs is None or not SHA256.fullmatch(str(lfs.sha256)):
         return None
     return Part(path, lfs.size, lfs.sha256) if isinstance(lfs.size, int) and lfs.size > 0 else None
+
+
+def _licence(info: ModelInfo) -> str:
+    """`other` has a name of its own beside it."""
+    if not isinstance(info.card_data, ModelCardData):
+        return ""
+    licence, name = [str(info.card_data.get(key) or "") for key in ("license", "license_name")]
+    licence = name if name and licence in ("", "other") else licence
+    return licence[:MAX_LICENCE] if licence.isprintable() else ""

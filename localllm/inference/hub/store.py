@@ -16,8 +16,9 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from localllm.inference.amounts import size
 from localllm.inference.errors import HubError
-from localllm.inference.hub.files import HubFile
+from localllm.inference.hub.files import SHA256, HubFile
 
 SPARE_BYTES = 64 << 20  # of the disk, for everything else
 HASH_BYTES = 16 << 20  # at once, so that it can be stopped
@@ -49,8 +50,8 @@ class Store:
         missing = file.size_bytes - self.num_bytes(file)
         if missing and missing + SPARE_BYTES > free:
             raise HubError(
-                f"{file.name} needs {_amount(missing)}, but {self.folder} has {_amount(free)} free, of which "
-                f"{_amount(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
+                f"{file.name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
+                f"{size(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
                 "LOCALLLM_HOME.",
                 permanent=True,
             )
@@ -63,6 +64,13 @@ class Store:
         folder = self.path(file).parent
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
+
+    def remove(self, path: Path) -> None:
+        """Delete a finished file with all its parts. What lies elsewhere, or is not named by a hash, stays."""
+        if path.parent == self.folder and SHA256.fullmatch(path.stem):
+            path.unlink(missing_ok=True)
+        elif path.parent.parent == self.folder and SHA256.fullmatch(path.parent.name):
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     @asynccontextmanager
     async def alone(self) -> AsyncGenerator[None]:
@@ -181,7 +189,3 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _amount(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

@@ -247,6 +247,19 @@ class Algebra:
             return None
         return max(found) if keyword.lower().endswith("minimum") or keyword.startswith("min") else min(found)
 
+    def flattened(self, schema: Plain) -> Plain:
+        """The same as one schema of an object, where it only speaks of types and properties."""
+        if any(part.keys() - {"type", "properties", "required", "allOf"} for part in self.conjuncts(schema)):
+            return schema
+        properties: dict[str, Plain] = {}
+        for key in {key: None for part in self.conjuncts(schema) for key in part.get("properties", {})}:
+            properties[key] = self.property_schema(schema, key)
+            if (values := self.values(properties[key])) is not None:
+                properties[key] = {"enum": values} if values else False
+        kinds = typed(self.types(schema))
+        plain = {"properties": properties, "required": sorted(self.required(schema))}
+        return {**plain, **kinds} if isinstance(kinds, dict) else schema
+
     def ordered(self, schema: Plain, value: Json) -> Json:
         """The same value with its keys in the order in which a grammar of the schema has them."""
         if not isinstance(value, list | dict):

@@ -37,6 +37,7 @@ WAYS_OUT: tuple[tuple[str, frozenset[str]], ...] = (
 )
 BRANCHING = frozenset({"dependencies", "dependentSchemas", "dependentRequired", "if", "not", "oneOf"})
 MAX_EXAMPLES = 256
+MAX_OPEN = 500  # properties named by an object that may have others; with 2,000 a token took 200 ms
 LAST_RESORT = frozenset(
     {"$ref", "anyOf", "minProperties", "maxProperties", "patternProperties", "pattern", "format", "uniqueItems"}
 )
@@ -75,6 +76,7 @@ def compile_schema(
         narrower = closed(schema)
         if not LLMatcher.validate_grammar(to_grammar(narrower, whitespace)):
             schema = narrower
+    _refuse_too_open(schema)
     grammar, examples = to_grammar(schema, whitespace), _examples(schema)
     shortest = _shortest(grammar, examples)
     return CompiledSchema(
@@ -181,11 +183,24 @@ def _closed(schema: Any, is_part: bool, parts: set[str]) -> Any:
     if (
         not is_part
         and names
-        and not schema.keys() & {"additionalProperties", "patternProperties", "minProperties"}
+        and not schema.keys() & {"patternProperties", "minProperties"}
+        and ("additionalProperties" not in schema or len(names) > MAX_OPEN)
         and set(schema.get("required", [])) <= set(names)
     ):
         result["additionalProperties"] = False
     return result
+
+
+def _refuse_too_open(schema: Any) -> None:
+    names = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    if len(names) > MAX_OPEN and schema.get("additionalProperties") is not False:
+        raise SchemaRefused(
+            f"An object names {len(names):,} properties and may have others: each token would take too long. "
+            f"Say “additionalProperties: false”, or name at most {MAX_OPEN}.",
+            keyword="additionalProperties",
+        )
+    for each in children(schema):
+        _refuse_too_open(each)
 
 
 def _is_condition(schema: dict[str, Any]) -> bool:

@@ -46,6 +46,7 @@ DESCENDING = frozenset(
 CONDITIONAL = frozenset(
     {"then", "else", "additionalItems", "minContains", "maxContains", "exclusiveMinimum", "exclusiveMaximum"}
 )
+RULE = frozenset({"if", "then", "else", "title", "description", "$comment"})
 BASIC_TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 
 
@@ -453,11 +454,67 @@ class _Node:
         if keyword in self._lowering._relaxed:
             self._note(keyword, "checked")
             return
-        lowered = [self._below(each, keyword, at) for at, each in enumerate(members)]
-        if keyword == "allOf":
-            self.others += lowered
-        else:
-            self.others.append(either(lowered))
+        if keyword == "anyOf":
+            self.others.append(either(self._below(each, keyword, at) for at, each in enumerate(members)))
+            return
+        rules = {at: each for at, each in enumerate(members) if self._is_rule(each)}
+        if len(rules) < 2 or not self._choose(rules):
+            rules = {}
+        self.others += [self._below(each, keyword, at) for at, each in enumerate(members) if at not in rules]
+
+    def _is_rule(self, schema: Json) -> bool:
+        return self._draft >= 7 and isinstance(schema, dict) and "if" in schema and schema.keys() <= RULE
+
+    def _choose(self, rules: dict[int, Any]) -> bool:
+        """Say conditions that stand side by side in `allOf` as one choice; False if they cannot be.
+
+        One by one they would multiply: each is a choice of its own, and all of them hold.
+        """
+        mark = len(self._lowering._notes)
+        try:
+            self._algebra.begin()
+            self.others.append(either(self._cases(rules)))
+        except (_Inexact, TooMuchWork):
+            del self._lowering._notes[mark:]
+            return False
+        self._note("allOf", "rewritten")
+        return True
+
+    def _cases(self, rules: dict[int, Any]) -> Iterator[Plain]:
+        """Each way in which the conditions can be met or not, with what is due then."""
+        cases: list[tuple[Plain, list[Plain]]] = [(True, [])]
+        for at, rule in rules.items():
+            condition = self._exactly(rule["if"], "allOf", at, "if")
+            then, otherwise = (self._below(rule.get(name, True), "allOf", at, name) for name in ("then", "else"))
+            cases = [
+                (known, [*due, then if is_met else otherwise])
+                for before, due in cases
+                for known, is_met in self._split(before, condition)
+            ]
+            if len(cases) > MAX_BRANCHES:
+                raise _Inexact
+        for known, due in cases:
+            if not any(self._algebra.disjoint(known, each) for each in due):
+                yield both(known, self._all_due(due))
+
+    def _split(self, known: Plain, condition: Plain) -> Iterator[tuple[Plain, bool]]:
+        """The same in parts that meet the condition, or do not."""
+        within = both(self._so_far, known)
+        left = self._algebra.subtract(within, condition)
+        if left is None:
+            raise _Inexact
+        if not self._algebra.disjoint(within, condition):
+            yield self._algebra.flattened(both(known, condition)), True
+        for each in left:
+            yield self._algebra.flattened(both(known, each)), False
+
+    def _all_due(self, due: list[Plain]) -> Plain:
+        """All of it; where much is relaxed already, what follows of several conditions at once is left to the check."""
+        due = [each for each in due if each is not True]
+        if len(due) < 2 or "if" not in self._lowering._relaxed:
+            return both(*due)
+        self._note("allOf", "checked")
+        return typed(self._algebra.types(both(*due))) or True
 
     def _dependencies(self, keyword: str) -> None:
         for key, needed in self._schema[keyword].items():

@@ -246,10 +246,8 @@ def _one_of(items: Any) -> str:
     ranges = [(value, value) if kind is sre.LITERAL else value for kind, value in items if kind is not sre.NEGATE]
     inside = [pair for pair in ranges if isinstance(pair, tuple)]
     if len(inside) < len(items):  # negated
-        return next(
-            char for char in map(chr, (0x61, 0x30, 0x41, 0x2D, *range(0x20, 0x2FF)))
-            if not any(low <= ord(char) <= high for low, high in inside)
-        )  # fmt: skip
+        likely = map(chr, (0x61, 0x30, 0x41, 0x2D, *range(0x20, 0x2FF)))
+        return next((char for char in likely if not any(low <= ord(char) <= high for low, high in inside)), "")
     wanted = [char for char in "a01A" if any(low <= ord(char) <= high for low, high in inside)]
     return wanted[0] if wanted else chr(max(inside[0][0], min(0x20, inside[0][1])))
 

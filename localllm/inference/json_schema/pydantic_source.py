@@ -9,8 +9,8 @@ import ast
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from localllm.inference.json_schema.imports import MAX_CHARS, Draft, ImportProblem, Json
 from localllm.inference.json_schema.reading import dumps
-from schemas_app.imports import MAX_CHARS, Draft, ImportProblem, Json
 
 SIMPLE: dict[str, Json] = {
     "str": {"type": "string"}, "StrictStr": {"type": "string"}, "bytes": {"type": "string"},

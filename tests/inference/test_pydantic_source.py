@@ -8,8 +8,8 @@ from typing import Any
 import pydantic
 import pytest
 
-from schemas_app.imports import ImportProblem
-from schemas_app.pydantic_source import from_pydantic
+from localllm.inference.json_schema.imports import ImportProblem
+from localllm.inference.json_schema.pydantic_source import from_pydantic
 
 HEAD = """
 from __future__ import annotations

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localllm.inference.json_schema.document import Document
+from localllm.inference.json_schema.imports import ImportProblem, from_example, from_json_schema, infer
 from localllm.inference.json_schema.validator import Validator
-from schemas_app.imports import ImportProblem, from_example, from_json_schema, infer
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9) | st.text(max_size=4),

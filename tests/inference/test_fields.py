@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from schemas_app.fields import KINDS, WITH_CHOICES, WITH_FIELDS, Field, FieldProblem, from_schema, to_schema
+from localllm.inference.json_schema.fields import (
+    KINDS,
+    WITH_CHOICES,
+    WITH_FIELDS,
+    Field,
+    FieldProblem,
+    from_schema,
+    to_schema,
+)
 
 INVOICE = [
     Field("number", description="As printed"),

@@ -1,0 +1,96 @@
+/* Prompts in the composer: `/` at the beginning lists them, the arrows and Enter choose one, Esc closes the list.
+   The list, the form for the variables and the text with them in it all come from the server. */
+
+const byId = (id) => document.getElementById(id);
+const composer = byId("composer");
+const box = byId("composer-text");
+const list = byId("prompts");
+let numFetches = 0;
+
+const options = () => [...list.querySelectorAll("[role=option]")];
+const current = () => list.querySelector("[aria-selected=true]");
+const isOpen = () => list.matches(":popover-open");
+
+async function look() {
+  const typed = /^\/([\w-]*)$/.exec(box.value);
+  if (!typed) return close();
+  const mine = ++numFetches;
+  const query = new URLSearchParams({ q: typed[1], model: list.dataset.model });
+  const response = await fetch(`${list.dataset.url}?${query}`).catch(() => null);
+  if (!response?.ok || mine !== numFetches) return;
+  list.innerHTML = await response.text();
+  list.showPopover();
+  box.setAttribute("aria-expanded", "true");
+  mark(options()[0]);
+}
+
+function close() {
+  numFetches++; // what is on its way comes too late
+  if (isOpen()) list.hidePopover();
+  box.setAttribute("aria-expanded", "false");
+  box.removeAttribute("aria-activedescendant");
+}
+
+function mark(option) {
+  current()?.removeAttribute("aria-selected");
+  option?.setAttribute("aria-selected", "true");
+  option?.scrollIntoView({ block: "nearest" });
+  if (option) box.setAttribute("aria-activedescendant", option.id);
+}
+
+async function choose({ dataset }) {
+  close();
+  const response = await fetch(dataset.url);
+  if (!response.ok) return;
+  const dialog = byId("dialog");
+  dialog.innerHTML = await response.text();
+  const form = dialog.querySelector("[data-insert]");
+  if (form.querySelector("textarea")) dialog.showModal();
+  else insert(form);
+}
+
+async function insert(form) {
+  const headers = { "X-CSRFToken": composer.elements.csrfmiddlewaretoken.value };
+  const response = await fetch(form.action, { method: "POST", body: new FormData(form), headers });
+  const text = await response.text();
+  if (!response.ok) {
+    const problem = form.querySelector("[role=alert]");
+    problem.textContent = response.status === 400 ? text : "That did not work. Is the server running?";
+    problem.hidden = false;
+    return;
+  }
+  byId("dialog").close();
+  box.value = text;
+  box.dispatchEvent(new Event("input"));
+  box.focus();
+}
+
+if (box) {
+  box.addEventListener("input", look);
+  box.addEventListener("blur", () => setTimeout(() => list.contains(document.activeElement) || close(), 150));
+  // Before the keys mean anything else: Enter would send, and the arrow up would edit the last message.
+  box.addEventListener(
+    "keydown",
+    (event) => {
+      if (!isOpen() || event.isComposing || event.shiftKey) return;
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      const chosen = ["Enter", "Tab"].includes(event.key) && current();
+      if (!step && !chosen && event.key !== "Escape") return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      if (step) mark(options().at((options().indexOf(current()) + step) % options().length));
+      else if (chosen) choose(chosen);
+      else close();
+    },
+    true,
+  );
+  list.addEventListener("click", (event) => {
+    const option = event.target.closest("[role=option]");
+    if (option) choose(option);
+  });
+  document.addEventListener("submit", (event) => {
+    if (!event.target.matches("[data-insert]")) return;
+    event.preventDefault();
+    insert(event.target);
+  });
+}
