@@ -2,7 +2,7 @@
 # What was built lies in .venv/ and var/; a name with a checksum in it says what it was built from.
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint fix chaos bench bench-structured lock clean
+.PHONY: help env run test lint fix chaos mutants bench bench-structured lock clean
 
 PYTHON ?= python3
 UV ?= uv
@@ -21,6 +21,7 @@ help:
 	@echo "make test    lint, types and all tests"
 	@echo "make lint    ruff and mypy alone;  make fix: let ruff mend what it can"
 	@echo "make chaos   kill the server a hundred times in the middle of replies"
+	@echo "make mutants break a model file in 20,000 ways, and try out what looks whole"
 	@echo "make bench   measure the engine against llama.cpp's own programs"
 	@echo "make bench-structured SCHEMAS=FILE.jsonl    measure structured output on these schemas"
 	@echo "make lock    renew requirements*.txt from pyproject.toml (needs uv)"
@@ -46,6 +47,9 @@ fix: $(DEV)
 
 chaos: $(ENV) $(DEV)
 	CHAOS_KILLS=100 .venv/bin/python -m pytest tests/test_durability.py
+
+mutants: $(ENV) $(DEV)
+	.venv/bin/python -m tests.mutants
 
 bench: $(ENV) $(DEV)
 	.venv/bin/python -m tests.bench

@@ -28,7 +28,7 @@ class NewChatForm(forms.Form):
 
     text = forms.CharField(strip=False, error_messages={"required": "The message is empty. Write something first."})
     cid = forms.CharField(max_length=64)
-    model = forms.ModelChoiceField(LanguageModel.objects.filter(is_enabled=True), to_field_name="name", required=False)
+    model = forms.ModelChoiceField(LanguageModel.objects.answering(), to_field_name="name", required=False)
     schema = forms.UUIDField(required=False, error_messages={"invalid": "This is no schema. Choose one, or none."})
 
 

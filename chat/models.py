@@ -104,7 +104,7 @@ class Conversation(models.Model):
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
-        if self.model is not None and self.model.is_enabled:
+        if self.model is not None and self.model.is_enabled and not self.model.is_embedding:
             return self.model
         return LanguageModel.objects.default()
 

@@ -140,7 +140,7 @@ def _begin(
 
 
 def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpResponse:
-    models = list(LanguageModel.objects.filter(is_enabled=True))
+    models = list(LanguageModel.objects.answering())
     by_name = {model.name: model for model in models}
     chosen = by_name.get(choices.get("model", "")) or next((m for m in models if m.is_default), None)
     context = _shell(request) | {
@@ -164,7 +164,7 @@ def show(request: Request, id: UUID) -> HttpResponse:
     if target and target not in path:
         conversation.select(get_object_or_404(conversation.messages, pk=target))
         path = conversation.path()
-    models = list(LanguageModel.objects.filter(is_enabled=True))
+    models = list(LanguageModel.objects.answering())
     chosen = _model_of(conversation)
     context = _shell(request, conversation) | {
         "choices": _choices(models, chosen),
@@ -312,7 +312,7 @@ def archive(request: Request, id: UUID) -> HttpResponse:
 def model(request: Request, id: UUID) -> HttpResponse:
     """Choose the model of the answers to come."""
     conversation = _own(request, id)
-    chosen = get_object_or_404(LanguageModel, name=request.POST.get("model", ""), is_enabled=True)
+    chosen = get_object_or_404(LanguageModel.objects.answering(), name=request.POST.get("model", ""))
     Conversation.objects.filter(pk=conversation.pk).update(model=None if chosen.is_default else chosen)
     return HttpResponseClientRefresh() if request.htmx else redirect("chat:show", id)
 

@@ -22,7 +22,8 @@ from django.urls import path
 
 from chat import live
 from chat.consumers import ChatConsumer
-from localllm.gateway import downloads, jobs, registration, replays, serving
+from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
+from localllm.gateway.models import Replay, Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from schemas_app.batches import running as batches
@@ -59,14 +60,25 @@ if settings.SESSION_COOKIE_SECURE:
     application = HttpsProxy(application)
 
 
+KINDS: dict[str, jobs.Kind] = {
+    "batch": batches.run,
+    "download": downloads.run,
+    quantising.KIND: quantising.run,
+    Replay.KIND: replays.run,
+    "trial": trials.run,
+    Upload.KIND: uploads.run,
+}
+
+
 def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[[str], None]) -> None:
     """Serve until a signal. `say` tells the console what goes on; `on_ready` gets the address."""
 
     async def start() -> None:
         await registration.register_configured(say)
+        await database.write(uploads.remove_abandoned)
         await serving.start(say)
         await live.resume_interrupted()
-        await jobs.runner.start({"batch": batches.run, "download": downloads.run, "replay": replays.run})
+        await jobs.runner.start(KINDS)
 
     from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
 

@@ -48,6 +48,7 @@ PORT = int(setting("PORT", "8000"))
 IS_LOOPBACK = HOST in ("127.0.0.1", "::1", "localhost")
 STARTER_MODEL = BASE_DIR / "localllm/gateway/data/starter.gguf"
 MODEL = setting("LOCALLLM_MODEL")
+MODEL_ROOTS = [Path(root).expanduser() for root in setting("LOCALLLM_MODEL_ROOTS").split(":") if root.strip()]
 MEMORY_SHARE = float(setting("LOCALLLM_MEMORY_SHARE", "0.8"))
 HF_ENDPOINT = setting("HF_ENDPOINT", "https://huggingface.co")
 HF_TOKEN = setting("HF_TOKEN")

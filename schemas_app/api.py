@@ -96,7 +96,7 @@ class ExtractBody(AskBody):
 async def create_structured(request: HttpRequest, body: StructuredBody) -> HttpResponseBase:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     version = await _find_version(body.schema_, key)
     try:
         schema = await structured.compiler.compile(version.text, whitespace="compact" if body.compact else "bounded")
@@ -120,7 +120,7 @@ async def create_structured(request: HttpRequest, body: StructuredBody) -> HttpR
 async def extract_parameters(request: HttpRequest, body: ExtractBody) -> JsonResponse:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     try:
         function = nullable_parameters(body.function)
         schema = await structured.compiler.compile(function.schema_text)

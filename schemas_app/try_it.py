@@ -49,9 +49,7 @@ class TryForm(forms.Form):
     input = forms.CharField(label="Text", strip=False, widget=forms.Textarea({"rows": 7}))
     version = VersionField(SchemaVersion.objects.none(), to_field_name="number", empty_label=None)
     beside = VersionField(SchemaVersion.objects.none(), to_field_name="number", required=False, empty_label="nothing")
-    model = forms.ModelChoiceField(
-        LanguageModel.objects.filter(is_enabled=True), to_field_name="name", empty_label=None
-    )
+    model = forms.ModelChoiceField(LanguageModel.objects.answering(), to_field_name="name", empty_label=None)
 
     def __init__(self, schema: Schema, data: QueryDict | None = None, initial: dict[str, Any] | None = None) -> None:
         super().__init__(data, initial=initial, label_suffix="")

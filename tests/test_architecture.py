@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {"localllm.inference": 0, "localllm.gateway": 1, "chat": 2, "schemas_app": 2, "localllm": 3}
 DOORKEEPERS = {
-    "llama_cpp": ["localllm/inference/engine/runner.py"],
+    "llama_cpp": ["localllm/inference/engine/runner.py", "localllm/inference/engine/quantise.py"],
     "llguidance": [
         "localllm/inference/engine/constraint.py",
         "localllm/inference/engine/lookahead.py",

@@ -25,7 +25,7 @@ from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.engine.settings import cpu_name
 from localllm.inference.errors import EngineDied, ProviderError
-from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Started, Usage
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message, Started, Usage
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
     Raises ProviderError: its text is for the user. An answer under way survives the end of its engine:
     it goes on from its text in the next one.
     """
+    model.check_answers()
     request = _with_seed(request)
     record = _Record()
     try:
@@ -169,7 +170,7 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
         machine=MACHINE,
         parameters=_parameters(asked),
         seed=request.params.seed,
-        messages=pack_messages(request.messages),
+        messages=pack_messages((*request.messages, Message("assistant", request.prefix + record.text))),
         prompt_ids=pack_ids(record.prompt_ids),
         output_ids=pack_ids(tuple(record.output_ids)),
         prompt_tokens=usage.prompt_tokens,

@@ -48,10 +48,19 @@ async def remove_version(file: FileVersion) -> None:
 
 
 async def remove(model: LanguageModel) -> None:
-    """Delete the model; its running replies end first, and its conversations go on with the default. ModelError."""
+    """Delete the model; its running replies end first, and its conversations go on with the default.
+
+    Raises ModelError.
+    """
     model.check_may_go()
     paths = await database.read(list, model.files.values_list("path", flat=True))
     await serving.delete(model)
+    await _delete_unused(paths)
+
+
+async def clear_away(model: LanguageModel, paths: Iterable[str]) -> None:
+    """Of a model whose row is gone: end its worker with its last reply, and delete what nobody else needs."""
+    await serving.unload(model)
     await _delete_unused(paths)
 
 

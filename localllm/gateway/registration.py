@@ -11,10 +11,10 @@ from django.conf import settings
 
 from localllm.gateway import database
 from localllm.gateway.models import FileVersion, LanguageModel
-from localllm.inference.engine.gguf import Header
+from localllm.inference.engine.gguf import Header, check_name
 from localllm.inference.engine.probe import probe
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import ModelRefused
+from localllm.inference.errors import InferenceError
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,16 @@ async def register(
     its settings, and is probed with them.
     """
     path = path.expanduser().resolve()
+    check_name(path)
     report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
-    defaults.setdefault("description", _describe(report.header))
+    defaults.setdefault("description", describe(report.header))
     return await database.write(
         LanguageModel.objects.register,
         path,
         name=name,
         file_name=file_name,
         make_default=make_default,
+        is_embedding=report.header.is_embedding,
         **defaults,
     )
 
@@ -69,7 +71,7 @@ async def _ensure(
             await register(path, name=name, make_default=make_default, **defaults)
         elif make_default and not row.is_default:
             await database.write(row.make_default)
-    except (ModelRefused, OSError) as exc:
+    except (InferenceError, OSError) as exc:
         say(str(exc))
 
 
@@ -90,6 +92,6 @@ def _follow_starter(path: Path) -> None:
         FileVersion.objects.filter(model__is_starter=True).update(path=str(path))
 
 
-def _describe(header: Header) -> str:
+def describe(header: Header) -> str:
     """Such as `qwen2, 494M parameters, Q4_K_M`."""
     return f"{header.architecture}, {header.num_parameters / 1e6:,.0f}M parameters, {header.quantisation}"

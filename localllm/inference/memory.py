@@ -182,6 +182,8 @@ def largest_window(header: Header, settings: EngineSettings, machine: Machine, r
 def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     """What the model takes, loaded with these settings."""
     window = settings.window(header.context_length)
+    if header.is_embedding:  # a batch is one window of texts, which share one cache
+        settings = replace(settings, num_slots=1, n_batch=window)
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
     cache = _cache_bytes(header, settings, cells)
     compute_bytes = _compute_bytes(header, settings, cells)

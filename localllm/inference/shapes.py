@@ -65,6 +65,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             tokenizer="",
             add_bos=None,
             rope_scaling="",
+            pooling="",
             chat_template="",
             tensors=tensors,
         )

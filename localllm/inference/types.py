@@ -133,6 +133,13 @@ class Finished(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 Event = Loading | Waiting | Started | Prefill | Chunk | Finished
 
 
+class Embedding(msgspec.Struct, frozen=True):
+    """A text as a vector of length 1."""
+
+    vector: tuple[float, ...]
+    num_tokens: int  # of the text, with those that the model puts around it
+
+
 class Speed(msgspec.Struct, frozen=True):
     """Of one conversation, in tokens per second; 0 where it was not measured."""
 
@@ -152,6 +159,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     num_parameters: int
     model_bytes: int
+    embedding_length: int  # numbers of a vector
+    is_embedding: bool  # makes vectors of texts, no answers
     chat_template: str
     bos: str
     eos: str

@@ -19,9 +19,7 @@ class BatchForm(forms.Form):
     """Valid when there is something to start: `inputs` and `source`, and `table` where a file was read."""
 
     schema = forms.ModelChoiceField(Schema.objects.none(), to_field_name="slug", empty_label=None)
-    model = forms.ModelChoiceField(
-        LanguageModel.objects.filter(is_enabled=True), to_field_name="name", empty_label=None
-    )
+    model = forms.ModelChoiceField(LanguageModel.objects.answering(), to_field_name="name", empty_label=None)
     kind = forms.ChoiceField(
         choices=[("paste", "Paste text"), ("file", "Upload a file")], widget=forms.RadioSelect, initial="paste"
     )

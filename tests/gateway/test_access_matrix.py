@@ -90,6 +90,10 @@ TABLE: dict[str, list[Row]] = {
     "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
     "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:experiment": [any_user("GET", 200)],
+    "prompts:trial-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:trial": [own("GET", 200)],
+    "prompts:trial-cancel": [own("POST", 302)],
+    "prompts:trial-resume": [own("POST", 302)],
     "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
     "models:show": [any_user("GET", 200)],
     "models:load": [only_boss("POST", 302)],
@@ -115,6 +119,15 @@ TABLE: dict[str, list[Row]] = {
     "models:download-pause": [only_boss("POST", 302)],
     "models:download-resume": [only_boss("POST", 302)],
     "models:download-cancel": [only_boss("POST", 302)],
+    "models:quantise": [only_boss("GET", 200)],
+    "models:quantise-start": [only_boss("POST", 400, recipe="Q9")],
+    "models:quantise-cancel": [only_boss("POST", 404)],
+    "models:uploads": [only_boss("GET", 200)],
+    "models:register": [only_boss("POST", 302, path="/etc/passwd")],
+    "models:upload-begin": [only_boss("POST", 400)],
+    "models:upload-status": [only_boss("GET", 200)],
+    "models:upload-chunk": [only_boss("POST", 409)],
+    "models:upload-cancel": [only_boss("POST", 302)],
     "schemas:index": [any_user("GET", 200)],
     "schemas:new": [any_user("GET", 200), any_user("POST", 400)],
     "schemas:check": [any_user("POST", 200, text="{{}}")],
@@ -185,7 +198,7 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, UsageLog
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -207,6 +220,7 @@ for number in range(%(number)d):
     batch = Batch.objects.create(job=job)
     paused = Job.objects.create(kind="download", title="A file", state="paused")
     Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
+    upload = Upload.objects.create(user=User.objects.get(username="%(admin)s"), name="a.gguf", size_bytes=9)
     schema = Schema.objects.create(owner=chat.owner, name="A schema", slug=f"a-schema-{number}")
     version = schema.add_version(text='{"type": "string"}', max_tokens=50)
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
@@ -219,8 +233,10 @@ for number in range(%(number)d):
     shares = {template.current: 50, template.add_version("Good day"): 50}
     ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
     ids["template"] = str(template.pk)
+    tried = Job.objects.create(kind="trial", title="A trial", owner=chat.owner, state="paused")
+    ids["trial"] = str(Trial.objects.create(job=tried, version=template.current).pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
-    rows["download"] = str(paused.pk)
+    rows |= {"download": str(paused.pk), "upload": str(upload.pk)}
     made["conversations"].append({**rows, **ids})
 chat = Conversation.objects.create(owner=User.objects.get(username="other"))
 made["conversation_of_other"] = str(chat.pk)
@@ -281,9 +297,9 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
-    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
-    known["generation_id"] = ids["generation"]
+    known |= {"upload_id": ids["upload"], "generation_id": ids["generation"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

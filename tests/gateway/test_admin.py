@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from pytest_django.fixtures import Settings
 
 from chat.models import Conversation
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models import ApiKey, LanguageModel, PromptTemplate, UsageLog
 
 pytestmark = pytest.mark.django_db
 
@@ -44,6 +45,7 @@ LISTS = [
     "chat_conversation",
     "chat_message",
     "gateway_languagemodel",
+    "gateway_fileversion",
     "gateway_usagelog",
     "gateway_apikey",
 ]
@@ -90,8 +92,11 @@ def test_a_user_can_be_deleted_with_what_is_theirs(admin_client: Client, convers
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_model_is_tried_out_before_it_is_added(admin_client: Client, model: LanguageModel) -> None:
+def test_a_model_is_tried_out_before_it_is_added(
+    admin_client: Client, model: LanguageModel, settings: Settings
+) -> None:
     path = Path(model.path).with_name("second.gguf")
+    settings.MODEL_ROOTS = [path.parent]
     shutil.copy(model.path, path)
     url = reverse("admin:gateway_languagemodel_add")
     assert admin_client.post(url, {"path": str(path), "name": "second"}).status_code == 302
@@ -99,7 +104,10 @@ def test_a_model_is_tried_out_before_it_is_added(admin_client: Client, model: La
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_file_that_is_no_model_is_refused_on_the_form(admin_client: Client, tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused_on_the_form(
+    admin_client: Client, tmp_path: Path, settings: Settings
+) -> None:
+    settings.MODEL_ROOTS = [tmp_path]
     (tmp_path / "broken.gguf").write_bytes(b"GGUF")
     url = reverse("admin:gateway_languagemodel_add")
     page = admin_client.post(url, {"path": str(tmp_path / "broken.gguf")}).content.decode()
@@ -118,6 +126,38 @@ def test_another_model_is_made_the_default(admin_client: Client, model: Language
     data = {"action": "make_default", "_selected_action": [second.pk]}
     admin_client.post(reverse("admin:gateway_languagemodel_changelist"), data)
     assert LanguageModel.objects.default() == second
+
+
+@pytest.mark.django_db(transaction=True)
+def test_another_model_is_deleted_with_its_versions(admin_client: Client, model: LanguageModel) -> None:
+    second = LanguageModel.objects.register(Path(shutil.copy(model.path, Path(model.path).with_name("second.gguf"))))
+    admin_client.post(reverse("admin:gateway_languagemodel_delete", args=[second.pk]), {"post": "yes"})
+    assert not LanguageModel.objects.filter(pk=second.pk).exists() and Path(second.path).exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_version_serves_again_or_is_removed(admin_client: Client, model: LanguageModel) -> None:
+    other = Path(shutil.copy(model.path, Path(model.path).with_name("other.gguf")))
+    older, newer = model.current_file, model.take_over(LanguageModel.objects.register(other))
+    url = reverse("admin:gateway_fileversion_changelist")
+    admin_client.post(url, {"action": "serve", "_selected_action": [newer.pk]})
+    assert LanguageModel.objects.get(pk=model.pk).path == str(other)
+    admin_client.post(url, {"action": "remove", "_selected_action": [older.pk, newer.pk]})
+    assert list(model.files.all()) == [newer]
+
+
+def test_loading_is_a_permission_of_its_own(client: Client, model: LanguageModel) -> None:
+    bob = User.objects.create_user("bob", is_staff=True)
+    bob.user_permissions.add(*Permission.objects.filter(codename__in=["view_languagemodel", "load_languagemodel"]))
+    client.force_login(bob)
+    page = client.get(reverse("admin:gateway_languagemodel_changelist")).content.decode()
+    assert "Unload from memory" in page and "Check the file" not in page
+
+
+def test_the_default_model_is_not_disabled(admin_client: Client, model: LanguageModel) -> None:
+    data = {"action": "disable", "_selected_action": [model.pk]}
+    admin_client.post(reverse("admin:gateway_languagemodel_changelist"), data)
+    assert LanguageModel.objects.get(pk=model.pk).is_enabled
 
 
 def test_the_default_model_cannot_be_deleted(admin_client: Client, model: LanguageModel) -> None:
@@ -147,3 +187,10 @@ def test_a_revoked_key_stops_working(admin_client: Client, admin_user: User) -> 
     data = {"action": "revoke", "_selected_action": [key.pk]}
     admin_client.post(reverse("admin:gateway_apikey_changelist"), data)
     assert ApiKey.objects.authenticate(text) is None
+
+
+def test_prompts_are_read_there_and_changed_on_their_page(admin_client: Client) -> None:
+    template = PromptTemplate.objects.get(name="title")
+    page = admin_client.get(reverse("admin:gateway_prompttemplate_change", args=[template.pk])).content.decode()
+    assert "Write a title of at most six words" in page and template.get_absolute_url() in page
+    assert admin_client.get(reverse("admin:gateway_prompttemplate_add")).status_code == 403

@@ -14,9 +14,16 @@ from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.probe import ProbeReport, probe
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ModelRefused
+from tests.gguf_files import starter_with
 
 STARTER = Path(__file__).parents[2] / "localllm/gateway/data/starter.gguf"
 SETTINGS = EngineSettings(n_threads=1, num_slots=1)
+SHAPE_OF_NOSUCH = {
+    "nosuch__context_length": 1024,
+    "nosuch__block_count": 6,
+    "nosuch__embedding_length": 192,
+    "nosuch__attention__head_count": 6,
+}
 
 
 def changed(path: Path, old: bytes, new: bytes) -> Path:
@@ -95,6 +102,17 @@ async def test_it_refuses_weights_that_are_no_numbers(path: Path) -> None:
     whole = STARTER.read_bytes()
     path.write_bytes(whole[:-300_000] + b"\xff" * 300_000)
     assert "compute to no number" in await refusal(path)
+
+
+async def test_it_refuses_an_architecture_that_llama_cpp_does_not_know(path: Path) -> None:
+    starter_with(path, general__architecture="nosuch", **SHAPE_OF_NOSUCH)
+    assert "unknown model architecture: 'nosuch'" in await refusal(path)
+
+
+async def test_it_loads_through_a_link(tmp_path: Path) -> None:
+    link = tmp_path / "link 💥.gguf"
+    link.symlink_to(STARTER)
+    assert (await probe(link, settings=SETTINGS)).window == 1024
 
 
 BOMBS = {

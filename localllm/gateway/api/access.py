@@ -14,6 +14,7 @@ from ninja.security import HttpBearer
 from localllm.gateway import database
 from localllm.gateway.api.errors import ApiError
 from localllm.gateway.models import ApiKey, LanguageModel
+from localllm.inference.errors import ProviderError
 
 
 class BearerKey(HttpBearer):
@@ -40,6 +41,16 @@ async def find_model(name: str) -> LanguageModel:
             param="model",
             code="model_not_found",
         )
+    return model
+
+
+async def find_answering(name: str) -> LanguageModel:
+    """The same, for one that writes answers."""
+    model = await find_model(name)
+    try:
+        model.check_answers()
+    except ProviderError as exc:
+        raise ApiError(400, str(exc), param="model", code="no_chat_model") from exc
     return model
 
 

@@ -50,7 +50,7 @@ async def retrieve_model(request: HttpRequest, name: str) -> dict[str, Any]:
 async def create_chat_completion(request: HttpRequest, body: ChatCompletionBody) -> HttpResponseBase:
     body.check()
     key: ApiKey = request.auth  # type: ignore[attr-defined]
-    model = await access.find_model(body.model)
+    model = await access.find_answering(body.model)
     rendered = await database.read(body.localllm.render, model, key) if body.localllm else None
     asker = completions.Asker(
         source="api",

@@ -7,6 +7,8 @@ from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.replay import Replay
+from localllm.gateway.models.trial import Trial, TrialAnswer
+from localllm.gateway.models.upload import Upload
 from localllm.gateway.models.usage import LoggedSchema, UsageLog
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "PromptTemplate",
     "PromptTemplateVersion",
     "Replay",
+    "Trial",
+    "TrialAnswer",
+    "Upload",
     "UsageLog",
     "Variant",
 ]

@@ -185,7 +185,7 @@ class Experiment(models.Model):
         scores: dict[uuid.UUID, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in self._answers():
             score = METRICS[self.metric].score(row)
-            if score is not None and row.template_version_id is not None:
+            if score is not None and row.template_version_id is not None and row.subject:
                 scores[row.template_version_id][row.subject].append(score)
         return {
             version_id: Sample.of(sum(each) / len(each) for each in scores[version_id].values())

@@ -123,6 +123,11 @@ class Job(models.Model):
         """Add to what is done, in the transaction that makes it so."""
         Job.objects.filter(pk=self.pk).update(num_done=F("num_done") + done, num_failed=F("num_failed") + failed)
 
+    def advance(self, done: int, total: int) -> bool:
+        """Note how far it is, for a kind that begins anew each time. False when it runs no more."""
+        running = Job.objects.filter(pk=self.pk, state="running")
+        return bool(running.update(num_done=done, num_total=total))
+
     def _move(self, states: Iterable[str], state: str, **fields: Any) -> bool:
         """False if another was first, and it was in none of `states` any more."""
         return bool(Job.objects.filter(pk=self.pk, state__in=states).update(state=state, **fields))

@@ -13,11 +13,12 @@ import msgspec
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Q
+from django.urls import reverse
 from django.utils import timezone
 
 from localllm.gateway.models.model_file import ModelFile
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import InferenceError
+from localllm.inference.errors import InferenceError, ProviderError
 from localllm.inference.providers.llamacpp import LocalModel, Measurements
 from localllm.inference.types import Message
 
@@ -37,12 +38,23 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
     def default(self) -> LanguageModel:
         return self.get(is_default=True)
 
+    def answering(self) -> LanguageModelQuerySet:
+        """Those that may be asked in a chat."""
+        return self.filter(is_enabled=True, is_embedding=False)
+
     def by_hash(self, hashes: Iterable[str]) -> dict[str, LanguageModel]:
         """Those of these files that are here already."""
         return {model.sha256: model for model in self.filter(sha256__in=list(hashes))}
 
     def register(
-        self, path: Path, *, name: str = "", file_name: str = "", make_default: bool = False, **defaults: Any
+        self,
+        path: Path,
+        *,
+        name: str = "",
+        file_name: str = "",
+        make_default: bool = False,
+        is_embedding: bool = False,
+        **defaults: Any,
     ) -> LanguageModel:
         """Make or update the row of a file that has passed the probe; the file stays where it is.
 
@@ -57,13 +69,13 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
             row = self.filter(files__path=file.path).first() or self.model(path=file.path, **defaults)
             if row.path == file.path:  # else an older version that was registered again
                 row.become(file)
+                row.is_embedding = is_embedding
             row.name = row.name or self._free_name(name or path.stem)
             row.save()
             version = FileVersion.objects.filter(path=file.path).first() or file
             version.become(file).model = row
             version.save()
-            is_wanted = make_default or not self.filter(is_default=True).exists()
-            if is_wanted and not row.is_embedding:
+            if make_default or not (row.is_embedding or self.filter(is_default=True).exists()):
                 row.make_default()
         return row
 
@@ -149,6 +161,9 @@ class LanguageModel(ModelFile):
     def __str__(self) -> str:
         return self.title or self.name
 
+    def get_absolute_url(self) -> str:
+        return reverse("models:show", args=[self.name])
+
     @property
     def engine_settings(self) -> EngineSettings:
         return EngineSettings(**{name: getattr(self, name) for name in EngineSettings.__struct_fields__})
@@ -178,6 +193,22 @@ class LanguageModel(ModelFile):
         if not self.system_prompt or any(message.role == "system" for message in messages):
             return messages
         return (Message("system", self.system_prompt), *messages)
+
+    def inherited(self) -> dict[str, Any]:
+        """What another file of the same model takes over: how it is loaded and asked, licence and origin."""
+        names = (
+            *EngineSettings.__struct_fields__,
+            *("keep_alive_s", "repository", "licence", "system_prompt"),
+            *("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def check_answers(self) -> None:
+        """Raises ProviderError for a model that may not be asked in a chat."""
+        if self.is_embedding:
+            raise ProviderError(
+                f"{self} makes embeddings of texts and writes no answers. Choose another model.", permanent=True
+            )
 
     def check_may_be_default(self) -> None:
         """Raises ModelError for one that could not answer whoever asks for no model by name."""

@@ -13,6 +13,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
 from django.urls import reverse
 
+from localllm.gateway.models.prompt_template import PromptTemplate
 from localllm.inference.types import Message, ResponseFormat
 
 LONGEST_GENERATION = timedelta(hours=1)  # what ends later than this after another was hardly its neighbour
@@ -53,6 +54,12 @@ class UsageLogQuerySet(models.QuerySet["UsageLog"]):
             return self.all()
         return self.filter(user_id=user.pk) if user.pk else self.none()
 
+    def asked_with(self, template: PromptTemplate) -> UsageLogQuerySet:
+        """Answers in plain text, from their beginning to their end, that a version of `template` asked for."""
+        whole = self.filter(template_version__template=template, finish_reason__in=("stop", "length"))
+        of_people = whole.exclude(messages=b"").exclude(source="trial")
+        return of_people.exclude(parameters__has_any_keys=["response_format", "prefix", "reasoning"])
+
 
 class UsageLog(models.Model):
     """Names and hashes stand beside the foreign keys, so that a row outlives what it points to."""
@@ -60,7 +67,8 @@ class UsageLog(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     source = models.CharField(
-        max_length=16, choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch")]
+        max_length=16,
+        choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch"), ("trial", "trial")],
     )
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
@@ -80,7 +88,7 @@ class UsageLog(models.Model):
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
-    messages = models.BinaryField(default=b"", help_text="As they were asked, compressed.")
+    messages = models.BinaryField(default=b"", help_text="What was asked and the answer, compressed.")
     prompt_ids = models.BinaryField(default=b"")
     output_ids = models.BinaryField(default=b"")
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -128,6 +136,11 @@ class UsageLog(models.Model):
         )
         rows = others.exclude(pk=self.pk).only("created_at", "duration_ms").iterator()
         return any(other.began_at < self.created_at for other in rows)
+
+    @property
+    def dialogue(self) -> tuple[Message, ...]:
+        """What was asked, and as the last message the answer."""
+        return unpack_messages(bytes(self.messages))
 
     @property
     def subject(self) -> str:

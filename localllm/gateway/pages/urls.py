@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from localllm.gateway.pages import catalogue, downloads, hub, models
+from localllm.gateway.pages import catalogue, downloads, hub, models, quantising, uploads
 
 app_name = "models"
 urlpatterns = [
@@ -18,6 +18,12 @@ urlpatterns = [
     path("downloads/<uuid:job_id>/pause/", downloads.pause, name="download-pause"),
     path("downloads/<uuid:job_id>/resume/", downloads.resume, name="download-resume"),
     path("downloads/<uuid:job_id>/cancel/", downloads.cancel, name="download-cancel"),
+    path("own/", uploads.index, name="uploads"),
+    path("own/register/", uploads.register, name="register"),
+    path("own/uploads/", uploads.begin, name="upload-begin"),
+    path("own/uploads/<uuid:upload_id>/", uploads.status, name="upload-status"),
+    path("own/uploads/<uuid:upload_id>/chunk/", uploads.chunk, name="upload-chunk"),
+    path("own/uploads/<uuid:upload_id>/cancel/", uploads.cancel, name="upload-cancel"),
     path("installed/<str:name>/", models.show, name="show"),
     path("installed/<str:name>/load/", models.load, name="load"),
     path("installed/<str:name>/unload/", models.unload, name="unload"),
@@ -31,4 +37,7 @@ urlpatterns = [
     path("installed/<str:name>/roll-back/", models.roll_back, name="roll-back"),
     path("installed/<str:name>/remove-version/", models.remove_version, name="remove-version"),
     path("installed/<str:name>/delete/", models.delete, name="delete"),
+    path("installed/<str:name>/quantise/", quantising.show, name="quantise"),
+    path("installed/<str:name>/quantise/start/", quantising.start, name="quantise-start"),
+    path("installed/<str:name>/quantise/<uuid:job_id>/cancel/", quantising.cancel, name="quantise-cancel"),
 ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path, PurePath
-from typing import BinaryIO, NamedTuple, NoReturn
+from typing import BinaryIO, Literal, NamedTuple, NoReturn
 
 from localllm.inference.errors import ModelRefused
 
@@ -157,6 +157,22 @@ FILE_TYPES = {
 }
 _GUESSED = 1024  # a flag beside the file type
 
+# How the vectors of a text's tokens become one vector. "": this model writes instead.
+Pooling = Literal["", "mean", "cls", "last"]
+_POOLINGS: dict[int, Pooling] = {0: "", 1: "mean", 2: "cls", 3: "last"}
+_RANK = 4  # scores pairs of texts
+# They read a text in both directions, so nothing can be written with them.
+ENCODERS = (
+    *("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert"),
+    *("gemma-embedding", "llama-embed"),
+)
+
+
+def pooling_of(architecture: str, number: int | None) -> Pooling | None:
+    """What `<architecture>.pooling_type` means; None for one that makes no vectors of texts."""
+    pooling = _POOLINGS.get(number or 0)
+    return "mean" if pooling == "" and architecture in ENCODERS else pooling
+
 
 _TYPES_BY_NAME = {type_.name: type_ for type_ in TENSOR_TYPES.values()}
 
@@ -201,8 +217,14 @@ class Header:
     tokenizer: str  # "gpt2", "llama", "bert", …
     add_bos: bool | None  # None: the tokenizer's own habit
     rope_scaling: str  # "yarn", "linear", "longrope"; "" for none
+    pooling: Pooling  # of an embedding model
     chat_template: str  # Jinja; "" for none
     tensors: tuple[Tensor, ...]
+
+    @property
+    def is_embedding(self) -> bool:
+        """Does it make vectors of texts, and no answers?"""
+        return bool(self.pooling)
 
     @property
     def num_kv_heads(self) -> int:
@@ -219,6 +241,14 @@ def parts(path: Path) -> list[Path]:
     return [path.with_name(f"{stem}-{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)]
 
 
+def check_name(path: Path) -> None:
+    """Raises ModelRefused where it has bytes that are no text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as exc:
+        raise ModelRefused(f"{str(path)!r} is no path in UTF-8. Rename the file or its folder.") from exc
+
+
 def read_header(path: Path) -> Header:
     """Read and check the header of the file at `path`; raises ModelRefused with the reason.
 
@@ -227,6 +257,20 @@ def read_header(path: Path) -> Header:
     first = _parse(path)
     others = [_parse(path.with_name(name)) for name in first.names_of_others()]
     return first.header(others)
+
+
+def read_beginning(path: Path, size: int, name: str) -> Header | None:
+    """The header of a file that is to have this size and name, of which `path` holds the beginning.
+
+    None while the header is not whole. Raises ModelRefused.
+    """
+    with path.open("rb", buffering=0) as file:
+        parser = _Parser(file, size, PurePath(name), is_beginning=True)
+        try:
+            parser.parse()
+        except _NeedsMore:
+            return None
+        return parser.header([])
 
 
 async def fetch_header(read: Callable[[int, int, int], Awaitable[bytes]], *, sizes: Sequence[int], name: str) -> Header:
@@ -266,6 +310,7 @@ async def _fetch(read: Callable[[int, int, int], Awaitable[bytes]], part: int, s
 
 @contextmanager
 def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    check_name(path)
     # Non-blocking, so that opening a named pipe does not wait for a writer.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -319,7 +364,9 @@ class _Parser:
             self._refuse("it is empty")
         magic = self._take(4)
         if magic != MAGIC:
-            self._refuse(f"it begins with {magic!r} instead of {MAGIC!r}", "Give a model in the GGUF format")
+            self._refuse(
+                f"it is no GGUF file: it begins with {magic!r} instead of {MAGIC!r}", "Give a model in the GGUF format"
+            )
         self._check_version(self._u32())
         num_tensors, num_keys = self._u64(), self._u64()
         if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
@@ -490,6 +537,7 @@ class _Parser:
             state_length=self._state_length(of, embedding_length),
             feed_forward_length=self._feed_forward_length(of),
             rope_scaling="" if scaling == "none" else _plain(scaling),
+            pooling=self._pooling(architecture),
             chat_template=self._text("tokenizer.chat_template"),
             tensors=tensors,
         )
@@ -528,6 +576,14 @@ class _Parser:
         dense = self._integer(of + "feed_forward_length", 0, MAX_WIDTH, default=0)
         experts = self._integer(of + "expert_used_count", 0, MAX_WIDTH, default=0)
         return max(dense, experts * self._integer(of + "expert_feed_forward_length", 0, MAX_WIDTH, default=dense))
+
+    def _pooling(self, architecture: str) -> Pooling:
+        number = self._integer(architecture + ".pooling_type", 0, 0xFFFF, default=0)
+        pooling = pooling_of(architecture, number)
+        if pooling is None:
+            kind = "scores pairs of texts (a reranker)" if number == _RANK else f"pools by the unknown way {number}"
+            self._refuse(f"it {kind}", "Choose a model that answers, or one that makes embeddings")
+        return pooling
 
     def _check_vocabulary(self) -> int:
         tokens = self._metadata.get("tokenizer.ggml.tokens")

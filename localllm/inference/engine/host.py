@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,11 +23,11 @@ from typing import Literal
 from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished, Loading, Message, ModelInfo, Speed
+from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Loading, Message, ModelInfo, Speed
 
 log = logging.getLogger(__name__)
 
-Answer = Event | wire.Counted | wire.Previewed
+Answer = Event | wire.Counted | wire.Previewed | wire.Embedded
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -36,6 +36,7 @@ STEP_LIMIT_S = 180.0  # one batch takes so long: llama.cpp hangs
 RENDER_LIMIT_S = 2.0  # a chat template takes so long: it will not end
 FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.2, 30.0
 STEADY_AFTER_S = 60.0  # a worker that lived so long was no crash loop
+TEXTS_PER_MESSAGE = 64  # of one who wants embeddings; others come in between
 MAX_FAILED_LOADS = 3  # workers in a row that ended before they were ready: this model will not load
 PROJECT = Path(__file__).parents[3]
 # What a child that runs llama.cpp may see of the environment. Anything else may be a secret.
@@ -111,13 +112,18 @@ class EngineHost:
         """Answer one request. Raises ProviderError, or EngineDied when the worker ended under it."""
         async for event in self._loading():
             yield event
+        if self.info and self.info.is_embedding:
+            raise ProviderError(
+                f"{self.path.name} makes embeddings of texts and writes no answers. Choose another model.",
+                permanent=True,
+            )
         async with self._open() as (id, pending):
             self._send(wire.Submit(id, request))
             while True:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, wire.Counted | wire.Previewed)
+                assert not isinstance(item, wire.Counted | wire.Previewed | wire.Embedded)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -136,7 +142,25 @@ class EngineHost:
         assert isinstance(answer, wire.Previewed)
         return answer.text, answer.num_tokens
 
-    async def _inquire(self, question: Callable[[int], wire.Count | wire.Preview]) -> Answer:
+    async def embed(self, texts: Sequence[str]) -> list[Embedding]:
+        """A vector for each text, in their order. Raises ProviderError; ContextOverflow for one that is too long."""
+        info = await self.wait_until_ready()
+        if not info.is_embedding:
+            raise ProviderError(
+                f"{self.path.name} writes answers and makes no embeddings of texts. Choose an embedding model.",
+                permanent=True,
+            )
+        embeddings: list[Embedding] = []
+        for start in range(0, len(texts), TEXTS_PER_MESSAGE):
+            embeddings += await self._embed(tuple(texts[start : start + TEXTS_PER_MESSAGE]))
+        return embeddings
+
+    async def _embed(self, texts: tuple[str, ...]) -> tuple[Embedding, ...]:
+        answer = await self._inquire(lambda id: wire.Embed(id, texts))
+        assert isinstance(answer, wire.Embedded)
+        return answer.embeddings
+
+    async def _inquire(self, question: Callable[[int], wire.Count | wire.Preview | wire.Embed]) -> Answer:
         """The one answer to a question that generates nothing."""
         await self.wait_until_ready()
         async with self._open() as (id, pending):
@@ -144,6 +168,7 @@ class EngineHost:
             answer = await pending.inbox.get()
             if isinstance(answer, Exception):
                 raise answer
+            self._pending.pop(id, None)  # nothing is left to cancel
             return answer
 
     async def measure(self) -> Speed:
@@ -252,7 +277,7 @@ class EngineHost:
                 self._mark_rendering(id, time.monotonic())
             case wire.Rendered(id=id):
                 self._mark_rendering(id, None)
-            case wire.Counted(id=id) | wire.Previewed(id=id):
+            case wire.Counted(id=id) | wire.Previewed(id=id) | wire.Embedded(id=id):
                 self._deliver(id, message)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)

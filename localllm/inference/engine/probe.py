@@ -11,24 +11,24 @@ import asyncio
 import contextlib
 import math
 import os
-import re
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from localllm.inference.engine.chat_template import ChatTemplate
-from localllm.inference.engine.gguf import Header, read_header
-from localllm.inference.engine.host import PROJECT, child_environment
+from localllm.inference.engine.child import Child, how_it_ended, limit_memory, lower
+from localllm.inference.engine.gguf import Header, parts, read_header
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
-from localllm.inference.errors import InferenceError, ModelRefused
+from localllm.inference.errors import InferenceError, ModelRefused, ProviderError
 from localllm.inference.types import Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ NUM_DECODED = 8
 TEMPLATE_CPU_S = 2  # for all fixed conversations together; a sane template takes milliseconds
 TEMPLATE_LIMIT_S = 15.0  # the same on the clock of a busy machine
 TEMPLATE_MEMORY = 256 << 20
-MAX_LINE = 8 << 20  # of the child's JSON; a template of 256 KiB and its escapes fit
-MAX_STDERR = 16 << 10
 
 StageName = Literal["start", "header", "load", "decode", "template"]
 _DOING: dict[StageName, str] = {
@@ -59,7 +57,7 @@ class ProbeReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     header: Header
     window: int  # tokens of one conversation, with the settings it was probed with
     load_s: float
-    tokens_per_s: float  # one stream, without the prompt; a first impression from a few tokens
+    tokens_per_s: float  # one stream, without the prompt, or one text; a first impression from a few tokens
     peak_memory_bytes: int  # resident, the mapped weights that were touched included
 
 
@@ -83,39 +81,21 @@ async def probe(path: Path, *, settings: EngineSettings) -> ProbeReport:
 
     The child ends with this call, also when it is cancelled, and with this thread.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "localllm.inference.engine.probe"),
-        *(str(path.absolute()), msgspec.json.encode(settings).decode(), str(os.getpid())),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=MAX_LINE,
-        env=child_environment(),
-        cwd=PROJECT,
-        process_group=0,
-    )
-    child = _Child(process, path)
-    try:
-        return await child.report()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    arguments = (str(path.absolute()), msgspec.json.encode(settings).decode())
+    async with Child("localllm.inference.engine.probe", *arguments) as child:
+        return await _Trial(child, path).report()
 
 
-class _Child:
+class _Trial:
     """Listens to the child and puts into words how it ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
-        self._process = process
+    def __init__(self, child: Child, path: Path) -> None:
+        self._child = child
         self._path = path
         self._stage: StageName = "start"
-        self._errors = b""
 
     async def report(self) -> ProbeReport:
-        limit_s = FIRST_LIMIT_S + _size(self._path) / SLOWEST_DISK
-        listening = asyncio.create_task(self._keep_errors())
+        limit_s = FIRST_LIMIT_S + sum(map(_size, parts(self._path))) / SLOWEST_DISK
         try:
             async with asyncio.timeout(limit_s) as timeout:
                 match await self._last_line(timeout):
@@ -123,36 +103,22 @@ class _Child:
                         return report
                     case _Refusal(reason=reason):
                         raise ModelRefused(reason)
-                code = await self._process.wait()
-                await listening
+                code, error = await self._child.end()
         except TimeoutError:
             raise self._refused("did not end in time") from None
-        finally:
-            listening.cancel()
-        raise self._refused(_how_it_ended(code), self._last_error())
+        raise self._refused(_how_it_ended(code), error)
 
     async def _last_line(self, timeout: asyncio.Timeout) -> ProbeReport | _Refusal | None:
-        assert self._process.stdout is not None
-        with contextlib.suppress(msgspec.DecodeError, ValueError):  # half a line, or one without an end
-            while text := await self._process.stdout.readline():
-                line = _lines.decode(text)
-                if not isinstance(line, _Stage):
-                    return line
-                self._stage = line.name
-                if line.name == "template":
-                    timeout.reschedule(asyncio.get_running_loop().time() + TEMPLATE_LIMIT_S)
+        async with aclosing(self._child.lines()) as lines:
+            async for text in lines:
+                with contextlib.suppress(msgspec.DecodeError):  # half a line
+                    line = _lines.decode(text)
+                    if not isinstance(line, _Stage):
+                        return line
+                    self._stage = line.name
+                    if line.name == "template":
+                        timeout.reschedule(asyncio.get_running_loop().time() + TEMPLATE_LIMIT_S)
         return None
-
-    async def _keep_errors(self) -> None:
-        assert self._process.stderr is not None
-        while data := await self._process.stderr.read(MAX_STDERR):
-            self._errors = (self._errors + data)[-MAX_STDERR:]
-
-    def _last_error(self) -> str:
-        """The line that says most: an assertion of ggml, or else the last one. Without the path before it."""
-        lines = [line.strip() for line in self._errors.decode("utf-8", "replace").splitlines()]
-        lines = [line for line in lines if "GGML_ASSERT" in line] or [line for line in lines if line]
-        return re.sub(r"^/\S*/", "", lines[-1])[:300].rstrip(".") if lines else ""
 
     def _refused(self, how: str, why: str = "") -> ModelRefused:
         reason = f" ({why})" if why else ""
@@ -169,16 +135,9 @@ class _Child:
 
 
 def _how_it_ended(code: int) -> str:
-    match -code:
-        case signal.SIGXCPU:
-            return f"took over {TEMPLATE_CPU_S} s of computing and was stopped"
-        case signal.SIGKILL:
-            return "was killed, most likely because the machine's memory was full,"
-        case number if number > 0:
-            with contextlib.suppress(ValueError):
-                return f"crashed with {signal.Signals(number).name}"
-            return f"crashed with signal {number}"
-    return f"ended with code {code}"
+    if code == -signal.SIGXCPU:
+        return f"took over {TEMPLATE_CPU_S} s of computing and was stopped"
+    return how_it_ended(code)
 
 
 def _size(path: Path) -> int:
@@ -208,7 +167,7 @@ def _main(path: Path, settings: EngineSettings, parent_pid: int) -> None:
     def tell(line: _Line) -> None:
         os.write(stdout, msgspec.json.encode(line) + b"\n")
 
-    limit_load()
+    limit_memory()
     try:
         tell(_examine(path, settings, parent_pid, tell))
     except InferenceError as exc:
@@ -229,11 +188,14 @@ def _examine(path: Path, settings: EngineSettings, parent_pid: int, tell: Callab
     runner = Runner(path, settings)
     load_s = time.monotonic() - started
     tell(_Stage("decode"))
-    tokens_per_s = _decode(runner, path)
     info = runner.info
-    tell(_Stage("template"))
-    _limit_template()
-    _render(info)
+    if info.is_embedding:
+        tokens_per_s = _embed(runner, path)
+    else:
+        tokens_per_s = _decode(runner, path)
+        tell(_Stage("template"))
+        _limit_template()
+        _render(info)
     return ProbeReport(
         header=header,
         window=info.window,
@@ -262,6 +224,21 @@ def _decode(runner: Runner, path: Path) -> float:
     return (NUM_DECODED - 1) / (time.monotonic() - started)
 
 
+def _embed(runner: Runner, path: Path) -> float:
+    """Make vectors of two texts of different lengths; tokens per second of the second time."""
+    texts = [runner.tokenize(text, special=False, is_whole=True) for text in ("Hello.", "Hello, how are you?")]
+    texts = [text for text in texts if 0 < len(text) <= runner.window]
+    if not texts:
+        raise ModelRefused(f"{path.name} cannot be used: its vocabulary cannot spell a plain sentence.")
+    try:
+        runner.embed(texts)
+        started = time.monotonic()
+        runner.embed(texts[-1:])
+    except ProviderError as exc:
+        raise ModelRefused(f"{path.name} cannot be used: {exc}") from exc
+    return len(texts[-1]) / (time.monotonic() - started)
+
+
 def _render(info: ModelInfo) -> None:
     template = ChatTemplate(info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens)
     for messages in _CONVERSATIONS:
@@ -272,29 +249,12 @@ def _render(info: ModelInfo) -> None:
             )
 
 
-def limit_load() -> None:
-    """Leave no core file, take no more than the machine has, be the first to go when memory is short."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text("1000")
-        # Counts what is allocated, not the file that is mapped, nor the address space a GPU reserves.
-        _lower(resource.RLIMIT_DATA, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
 def _limit_template() -> None:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _lower(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime) + TEMPLATE_CPU_S)
+    lower(resource.RLIMIT_CPU, math.ceil(usage.ru_utime + usage.ru_stime) + TEMPLATE_CPU_S)
     if sys.platform == "linux":
         num_pages = int(Path("/proc/self/statm").read_text().split()[5])
-        _lower(resource.RLIMIT_DATA, num_pages * os.sysconf("SC_PAGE_SIZE") + TEMPLATE_MEMORY)
-
-
-def _lower(limit: int, value: int) -> None:
-    """Set a soft limit, unless a tighter one holds already."""
-    bounds = [value, *resource.getrlimit(limit)]
-    tightest = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
-    resource.setrlimit(limit, (tightest, bounds[2]))
+        lower(resource.RLIMIT_DATA, num_pages * os.sysconf("SC_PAGE_SIZE") + TEMPLATE_MEMORY)
 
 
 def _peak_memory() -> int:

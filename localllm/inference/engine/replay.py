@@ -7,10 +7,7 @@ JSON object a line. Knows no rows: what may be missing, and what a difference me
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -23,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localllm.inference.engine.chat_template import ChatTemplate
-from localllm.inference.engine.host import PROJECT, child_environment
-from localllm.inference.engine.probe import limit_load
+from localllm.inference.engine.child import Child, how_it_ended, limit_memory
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
@@ -37,7 +33,6 @@ if TYPE_CHECKING:
 TELL_EVERY_S = 0.5
 BEFORE, AFTER = 60, 40  # tokens shown around a difference
 NICENESS = 10  # chats go first
-MAX_LINE = 64 << 20  # of JSON: all that a long prompt spells
 
 
 class Recording(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -138,30 +133,20 @@ async def spelled(path: Path, *texts: tuple[int, ...]) -> tuple[str, ...]:
 
 async def _child(order: Recording | Spelling) -> AsyncGenerator[_Line]:
     """What a child says, up to its result. The child ends with the iterator, and with this thread."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "localllm.inference.engine.replay", str(os.getpid()),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        limit=MAX_LINE, env=child_environment(), cwd=PROJECT, process_group=0,
-    )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        process.stdin.write(msgspec.json.encode(order))
-        process.stdin.write_eof()
-        while text := await process.stdout.readline():
+    async with (
+        Child("localllm.inference.engine.replay", order=msgspec.json.encode(order)) as child,
+        aclosing(child.lines()) as lines,
+    ):
+        async for text in lines:
             line = _lines.decode(text)
             if isinstance(line, _Refusal):
                 raise ProviderError(line.reason, permanent=True)
             yield line
             if not isinstance(line, Progress):
                 return
-        raise ProviderError(
-            f"The process that was to run it ended before its result (code {await process.wait()}), most likely "
-            "because the machine's memory was full. Unload a model, then try again."
-        )
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        code, error = await child.end()
+        reason = f" ({error})" if error else ""
+        raise ProviderError(f"The engine {how_it_ended(code)} before the result{reason}. Try again, or unload a model.")
 
 
 # The child.
@@ -184,7 +169,7 @@ def _main(parent_pid: int) -> None:
     from localllm.inference.engine.worker import die_with_parent
 
     die_with_parent(parent_pid)
-    limit_load()
+    limit_memory()
     os.nice(NICENESS)
     order = _orders.decode(sys.stdin.buffer.read())
     try:

@@ -1,4 +1,4 @@
-"""One loaded model: batch, decode, samplers, KV cache. The only file that imports llama_cpp.
+"""One loaded model: batch, decode, samplers, KV cache. Beside quantise.py the only file that imports llama_cpp.
 
 Knows token ids and slots; knows nothing of requests, text formats, queues or threads. Everything here
 is called from one thread, except `tokenize` and `piece`, which only read the vocabulary.
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localllm.inference.engine.constraint import Constraint, Vocabulary
+from localllm.inference.engine.gguf import Pooling, pooling_of
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings, num_available_cpus
@@ -35,6 +36,12 @@ ROPE_TYPES = {
     "linear": llama.LLAMA_ROPE_SCALING_TYPE_LINEAR,
     "yarn": llama.LLAMA_ROPE_SCALING_TYPE_YARN,
 }
+POOLING_TYPES: dict[Pooling, int] = {
+    "mean": llama.LLAMA_POOLING_TYPE_MEAN,
+    "cls": llama.LLAMA_POOLING_TYPE_CLS,
+    "last": llama.LLAMA_POOLING_TYPE_LAST,
+}
+TEXTS_PER_BATCH = 64  # of an embedding model; llama.cpp takes 256 sequences at most
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
@@ -86,14 +93,14 @@ class Runner:
     ) -> None:
         self._log = _Log()
         self._load_model(path, settings, on_progress)
-        trained = llama.llama_model_n_ctx_train(self._model)
-        self.window = settings.window(trained)
+        self._pooling = self._read_pooling()
+        self.window = self._useful_window(settings)
         self.num_slots = settings.num_slots
         self.num_threads = settings.n_threads or self._useful_threads()
         self.vocab_size = llama.llama_vocab_n_tokens(self._vocab)
         self._open_context(settings)
         self._pieces: list[bytes | None] = [None] * self.vocab_size
-        self._batch = _Batch(settings.n_batch)
+        self._batch = _Batch(max(settings.n_batch, self.window if self._pooling else 0))
         self._candidates = np.zeros(self.vocab_size, TOKEN_DATA)
         self._num_swa = llama.llama_model_n_swa(self._model)
 
@@ -120,6 +127,23 @@ class Runner:
             raise ModelRefused(f"llama.cpp cannot load {path.name}: {self._log.last_error}")
         self._vocab = llama.llama_model_get_vocab(self._model)
 
+    def _read_pooling(self) -> Pooling:
+        architecture = self._metadata("general.architecture")
+        number = self._metadata(f"{architecture}.pooling_type")
+        return pooling_of(architecture, int(number) if number.isdecimal() else None) or ""
+
+    def _metadata(self, key: str) -> str:
+        text = ctypes.create_string_buffer(256)
+        llama.llama_model_meta_val_str(self._model, key.encode(), text, len(text))
+        return text.value.decode("utf-8", "replace")
+
+    def _useful_window(self, settings: EngineSettings) -> int:
+        trained: int = llama.llama_model_n_ctx_train(self._model)
+        window = settings.window(trained)
+        # Positions that were learned one by one cannot be stretched.
+        has_rope = llama.llama_model_rope_type(self._model) != llama.LLAMA_ROPE_TYPE_NONE
+        return window if has_rope or not self._pooling else min(window, trained)
+
     def _useful_threads(self) -> int:
         """The available CPUs, but fewer for a model so small that its threads would mostly wait for each other."""
         useful = int(llama.llama_model_size(self._model)) // MIN_BYTES_PER_THREAD
@@ -141,10 +165,21 @@ class Runner:
         if settings.rope_scaling != "none":
             params.rope_freq_scale = 1 / settings.rope_scale
         params.no_perf = True
+        if self._pooling:
+            self._ask_for_embeddings(params)
         self._context = llama.llama_init_from_model(self._model, params)
         if not self._context:
             raise ModelRefused(f"llama.cpp cannot make a context of {params.n_ctx} tokens: {self._log.last_error}")
         self._memory = llama.llama_get_memory(self._context)
+
+    def _ask_for_embeddings(self, params: Any) -> None:
+        """Every batch begins with nothing and holds whole texts, one after the other in one cache, if there is any."""
+        params.embeddings = True
+        params.pooling_type = POOLING_TYPES[self._pooling]
+        params.kv_unified = True
+        params.n_seq_max = TEXTS_PER_BATCH
+        # An encoder computes all its tokens at once, and each of them is an output.
+        params.n_ctx = params.n_batch = params.n_ubatch = params.n_outputs_max = self.window
 
     def close(self) -> None:
         llama.llama_free(self._context)
@@ -167,6 +202,8 @@ class Runner:
             vocab_size=self.vocab_size,
             num_parameters=llama.llama_model_n_params(self._model),
             model_bytes=llama.llama_model_size(self._model),
+            embedding_length=llama.llama_model_n_embd_out(self._model),
+            is_embedding=bool(self._pooling),
             chat_template=template.decode("utf-8", "replace") if template else "",
             bos=self._text(llama.llama_vocab_bos(self._vocab)),
             eos=self._text(llama.llama_vocab_eos(self._vocab)),
@@ -198,12 +235,15 @@ class Runner:
         """Does this token end a turn?"""
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Token ids of `text`. Only with `special` do spellings such as <|im_end|> become control tokens."""
+    def tokenize(self, text: str, *, special: bool, is_whole: bool = False) -> list[int]:
+        """Token ids of `text`. Only with `special` do spellings such as <|im_end|> become control tokens.
+
+        With `is_whole` the tokens that the model wants at the beginning and the end of a text are put there.
+        """
         data = text.encode()
         size = len(data) + 8
         ids = (llama.llama_token * size)()
-        count = llama.llama_tokenize(self._vocab, data, len(data), ids, size, False, special)
+        count = llama.llama_tokenize(self._vocab, data, len(data), ids, size, is_whole, special)
         if count < 0:
             raise ProviderError(f"llama.cpp could not tokenize a text of {len(data)} bytes.", permanent=True)
         return ids[:count]
@@ -315,6 +355,30 @@ class Runner:
         if code:
             raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
         return [None if row is None else self._sample(piece, row) for piece, row in zip(slices, rows, strict=True)]
+
+    def embed(self, texts: list[list[int]]) -> list[tuple[float, ...]]:
+        """A vector of length 1 for each text: at most TEXTS_PER_BATCH of them, and `window` tokens together.
+
+        Raises ProviderError when llama.cpp cannot compute them.
+        """
+        self._batch.fill_with_texts(texts)
+        if self._memory:
+            llama.llama_memory_clear(self._memory, False)
+        code = llama.llama_decode(self._context, self._batch.struct)
+        if code == ABORTED:
+            raise Interrupted
+        if code:
+            raise ProviderError(f"llama.cpp could not compute embeddings (code {code}): {self._log.last_error}")
+        return [self._vector(seq_id) for seq_id in range(len(texts))]
+
+    def _vector(self, seq_id: int) -> tuple[float, ...]:
+        pointer = llama.llama_get_embeddings_seq(self._context, seq_id)
+        size = llama.llama_model_n_embd_out(self._model)
+        vector = np.ctypeslib.as_array(pointer, shape=(size,)).astype(np.float64)
+        length = float(np.linalg.norm(vector))
+        if not length > 0 or not np.isfinite(length):
+            raise ProviderError("The model makes no vector of this text: it computes to no number.", permanent=True)
+        return tuple((vector / length).tolist())
 
     @contextmanager
     def interruptible(self, is_wanted: Callable[[], bool]) -> Iterator[None]:
@@ -458,6 +522,17 @@ class _Batch:
             rows.append(end - 1 if piece.samples else None)
         self.struct.n_tokens = end
         return rows
+
+    def fill_with_texts(self, texts: list[list[int]]) -> None:
+        """Write each text as a sequence of its own, all of whose tokens are outputs."""
+        end = 0
+        for seq_id, tokens in enumerate(texts):
+            start, end = end, end + len(tokens)
+            self._token[start:end] = tokens
+            self._pos[start:end] = np.arange(len(tokens))
+            self._seq_id[start:end] = seq_id
+        self._logits[:end] = 1
+        self.struct.n_tokens = end
 
 
 class _Log:

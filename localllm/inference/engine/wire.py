@@ -20,7 +20,7 @@ from localllm.inference.errors import (
     ProviderError,
     QueueFull,
 )
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, Speed
+from localllm.inference.types import ChatRequest, Embedding, Event, Message, ModelInfo, Speed
 
 _LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 64 << 20
@@ -47,6 +47,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     messages: tuple[Message, ...]
+
+
+class Embed(msgspec.Struct, frozen=True, tag=True):
+    """These texts as vectors, please."""
+
+    id: int
+    texts: tuple[str, ...]
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
@@ -93,6 +100,13 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """In the order of the texts."""
+
+    id: int
+    embeddings: tuple[Embedding, ...]
 
 
 class Previewed(msgspec.Struct, frozen=True, tag=True):
@@ -153,8 +167,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Preview | Measure | Ping
-FromWorker = Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Measured | Told | Failed | Pong
+ToWorker = Load | Submit | Cancel | Count | Preview | Embed | Measure | Ping
+FromWorker = (
+    Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Embedded | Measured | Told | Failed | Pong
+)
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -22,14 +22,17 @@ from pathlib import Path
 from localllm.inference.engine import wire
 from localllm.inference.engine.answer_format import AnswerFormat
 from localllm.inference.engine.chat_template import ChatTemplate, Rendered
+from localllm.inference.engine.embedder import Embedder, EmbedRequest
 from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
+from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Event, Finished, Message
+from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Message, ModelInfo
 
 PR_SET_PDEATHSIG = 1
+UNTRIED_BYTES = 64 << 10  # a text of more is not even tokenized where it cannot fit
 
 
 class Worker:
@@ -38,8 +41,8 @@ class Worker:
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
         self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
-        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Preview] = queue.SimpleQueue()
-        self._sequences: dict[int, Sequence] = {}
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Preview | wire.Embed] = queue.SimpleQueue()
+        self._sequences: dict[int, Sequence | EmbedRequest] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
         self._percent_told = -1
@@ -49,27 +52,34 @@ class Worker:
         try:
             self._runner = Runner(Path(load.path), load.settings, self._tell_progress)
             info = self._runner.info
-            self._template = ChatTemplate(
-                info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens
-            )
+            self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
+            if info.is_embedding:
+                self._embedder = Embedder(self._runner, flush=self._flush)
+                self._loop: Engine | Embedder = self._embedder
+            else:
+                self._engine = self._loop = self._make_engine(info, load.settings)
         except ModelRefused as exc:
             self._send(wire.Refused(str(exc)))
             return
-        self._format = AnswerFormat(self._runner, self._template.tags)
-        # Most conversations begin alike, and tokenizing takes a millisecond or two for each thousand characters.
-        self._tokenize_head = lru_cache(maxsize=64)(partial(self._runner.tokenize, special=True))
-        self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
-        self._engine = Engine(
-            self._runner,
-            max_batch_tokens=load.settings.n_batch,
-            max_waiting=load.settings.max_waiting,
-            flush=self._flush,
-        )
-        self._engine.warm_up()
+        self._loop.warm_up()
         _start(self._read, "reader")
         _start(self._prepare, "tokenizer")
         self._send(wire.Ready(info))
-        self._engine.run_forever()
+        self._loop.run_forever()
+
+    def _make_engine(self, info: ModelInfo, settings: EngineSettings) -> Engine:
+        self._template = ChatTemplate(
+            info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens
+        )
+        self._format = AnswerFormat(self._runner, self._template.tags)
+        # Most conversations begin alike, and tokenizing takes a millisecond or two for each thousand characters.
+        self._tokenize_head = lru_cache(maxsize=64)(partial(self._runner.tokenize, special=True))
+        return Engine(
+            self._runner,
+            max_batch_tokens=settings.n_batch,
+            max_waiting=settings.max_waiting,
+            flush=self._flush,
+        )
 
     def _tell_progress(self, fraction: float) -> None:
         percent = int(fraction * 100)
@@ -99,14 +109,14 @@ class Worker:
         while True:
             for body in self._receive():
                 match wire.to_worker.decode(body):
-                    case wire.Submit() | wire.Count() | wire.Preview() as request:
+                    case wire.Submit() | wire.Count() | wire.Preview() | wire.Embed() as request:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
                     case wire.Measure():
-                        self._engine.measure(lambda speed: self._send(wire.Measured(speed)))
+                        self._loop.measure(lambda speed: self._send(wire.Measured(speed)))
                     case wire.Ping():
-                        started = self._engine.step_started_at
+                        started = self._loop.step_started_at
                         self._send(wire.Pong(None if started is None else time.monotonic() - started))
 
     def _send(self, message: wire.FromWorker) -> None:
@@ -134,7 +144,10 @@ class Worker:
             if seq is None:
                 self._cancelled.add(id)
                 return
-        self._engine.cancel(seq)
+        if isinstance(seq, EmbedRequest):
+            seq.cancelled = True
+        else:
+            self._engine.cancel(seq)
 
     def _prepare(self) -> None:
         """Render and tokenize, beside the engine thread, which goes on decoding."""
@@ -148,6 +161,8 @@ class Worker:
                         self._send(wire.Counted(id, self._preview(id, messages)[1]))
                     case wire.Preview(id=id, messages=messages):
                         self._send(wire.Previewed(id, *self._preview(id, messages)))
+                    case wire.Embed(id=id, texts=texts):
+                        self._embed(id, texts)
             except InferenceError as exc:
                 self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
@@ -174,12 +189,32 @@ class Worker:
             constraint=self._format.constraint(request, max_tokens, opens_reasoning=rendered.opens_reasoning),
             parser=self._format.parser(request, opens_reasoning=rendered.opens_reasoning),
         )
+        self._remember(id, seq)
+        self._engine.submit(seq)
+
+    def _embed(self, id: int, texts: tuple[str, ...]) -> None:
+        request = EmbedRequest([self._tokenize_whole(text) for text in texts], self._embedding_teller(id))
+        self._remember(id, request)
+        self._embedder.submit(request)
+
+    def _tokenize_whole(self, text: str) -> list[int]:
+        num_bytes, window = len(text.encode()), self._runner.window
+        size = f"{num_bytes} bytes"
+        if num_bytes <= max(self._max_prompt_bytes, UNTRIED_BYTES):
+            tokens = self._runner.tokenize(text, special=False, is_whole=True)
+            if 0 < len(tokens) <= window:
+                return tokens
+            size = f"{len(tokens)} tokens"
+        raise ContextOverflow(
+            f"A text has {size}, but this model reads from 1 to {window} tokens at once. Cut it into pieces."
+        )
+
+    def _remember(self, id: int, seq: Sequence | EmbedRequest) -> None:
         with self._lock:
             self._sequences[id] = seq
             if id in self._cancelled:
                 self._cancelled.discard(id)
                 seq.cancelled = True
-        self._engine.submit(seq)
 
     def _render(self, id: int, request: ChatRequest) -> Rendered:
         texts = (*(message.content for message in request.messages), request.prefix, request.reasoning)
@@ -228,10 +263,23 @@ class Worker:
             else:
                 self._events.append(wire.frame(wire.Told(id, event)))
             if isinstance(event, ProviderError | Finished):
-                with self._lock:
-                    self._sequences.pop(id, None)
+                self._forget(id)
 
         return tell
+
+    def _embedding_teller(self, id: int) -> Callable[[tuple[Embedding, ...] | ProviderError], None]:
+        def tell(answer: tuple[Embedding, ...] | ProviderError) -> None:
+            if isinstance(answer, ProviderError):
+                self._events.append(wire.frame(wire.Failed.of(id, answer)))
+            else:
+                self._events.append(wire.frame(wire.Embedded(id, answer)))
+            self._forget(id)
+
+        return tell
+
+    def _forget(self, id: int) -> None:
+        with self._lock:
+            self._sequences.pop(id, None)
 
 
 def _start(target: Callable[[], None], name: str) -> None:

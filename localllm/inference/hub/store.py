@@ -1,4 +1,6 @@
-"""Where downloaded files lie: finished ones by their hash, unfinished ones beside them. Knows disks, not the hub.
+"""Where files lie that are the server's own: finished ones by their hash, unfinished ones beside them.
+
+Knows disks, not the hub.
 
 `<sha256>.gguf`; what people call a file is no business of its path. llama.cpp finds the parts of a split file by
 its own pattern of names in one folder, so those lie in a folder `<sha256>` under names of that pattern.
@@ -44,13 +46,20 @@ class Store:
         """Raises HubError where the disk does not hold what is missing."""
         try:
             self.path(file).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise disk_error(exc, self.folder) from exc
+        self.check_room(file.name, file.size_bytes - self.num_bytes(file))
+
+    def check_room(self, name: str, missing: int) -> None:
+        """Raises HubError where the disk does not hold so many more bytes."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
         except OSError as exc:
             raise disk_error(exc, self.folder) from exc
-        missing = file.size_bytes - self.num_bytes(file)
         if missing and missing + SPARE_BYTES > free:
             raise HubError(
-                f"{file.name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
+                f"{name} needs {size(missing)}, but {self.folder} has {size(free)} free, of which "
                 f"{size(SPARE_BYTES)} must stay free. Delete what you do not need, or choose a larger disk by "
                 "LOCALLLM_HOME.",
                 permanent=True,
@@ -64,6 +73,21 @@ class Store:
         folder = self.path(file).parent
         if folder != self.folder and folder.is_dir():
             folder.rmdir()
+
+    def adopt(self, path: Path, sha256: str) -> Path:
+        """Put a whole file of the folder in its place, which is returned. The same file is kept once.
+
+        It may have been put there before. Raises OSError.
+        """
+        place = self.folder / f"{sha256}.gguf"
+        if place.exists():
+            path.unlink(missing_ok=True)
+            return place
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, place)
+        _sync(self.folder)
+        return place
 
     def remove(self, path: Path) -> None:
         """Delete a finished file with all its parts. What lies elsewhere, or is not named by a hash, stays."""
@@ -134,17 +158,21 @@ class Unfinished:
         os.fsync(self._file.fileno())
         os.replace(_unfinished(self._path), self._path)
         _etag_of(self._path).unlink(missing_ok=True)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self._path.parent)
 
     def delete(self) -> None:
         _delete_unfinished(self._path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def disk_error(exc: OSError, path: Path) -> HubError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,11 +33,14 @@ from localllm.inference.memory import (
     resident_bytes,
     this_machine,
 )
-from localllm.inference.types import ChatRequest, Event, Loading, Message
+from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
 
 RETRY_AFTER_S = 10.0  # when the memory is held by models that are answering
+
+
+MAX_DEATHS = 3  # of the engine under the same texts; more, and they are likely the cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,22 @@ class LlamaCpp:
         with self._using(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.preview(messages)
+
+    async def embed(self, model: LocalModel, texts: Sequence[str]) -> list[Embedding]:
+        """A vector of length 1 for each text, in their order; made anew when the engine dies under it.
+
+        Raises ProviderError; ContextOverflow for a text that is too long, of which nothing is cut.
+        """
+        num_deaths = 0
+        while True:
+            try:
+                with self._using(model) as worker:
+                    await asyncio.shield(worker.started)
+                    return await worker.host.embed(texts)
+            except EngineDied:
+                num_deaths += 1
+                if num_deaths == MAX_DEATHS:
+                    raise
 
     async def load(self, model: LocalModel) -> None:
         """Load it, and wait until it is ready. Raises NoRoom, and ProviderError when it will not load."""

@@ -10,7 +10,7 @@ from django.core.management import BaseCommand, CommandError, CommandParser
 
 from localllm.gateway import home
 from localllm.gateway.registration import register
-from localllm.inference.errors import ModelRefused
+from localllm.inference.errors import InferenceError
 
 
 class Command(BaseCommand):
@@ -26,6 +26,6 @@ class Command(BaseCommand):
         home.prepare()
         try:
             model = asyncio.run(register(path, name=name, make_default=default))
-        except (ModelRefused, OSError) as exc:
+        except (InferenceError, OSError) as exc:
             raise CommandError(str(exc)) from exc
         return f"{model.name}{' (the default model)' if model.is_default else ''}: {model.description}"

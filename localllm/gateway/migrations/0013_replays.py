@@ -9,7 +9,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateway", "0011_experiments"),
+        ("gateway", "0012_uploads"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
