@@ -242,7 +242,7 @@ def _why_it_stays(model: LanguageModel) -> str:
 class FileVersionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Files that models are or were. They come by registering, downloading and replacing."""
 
-    list_display = ("name", "model", "is_current", "description", "size", "sha256", "created_at")
+    list_display = ("name", "model", "is_current", "description", "size", "created_at")
     list_filter = ("model",)
     search_fields = ("name", "path", "sha256", "model__name")
     list_select_related = ("model",)
