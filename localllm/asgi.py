@@ -21,6 +21,7 @@ from django.core.handlers.exception import convert_exception_to_response
 from django.urls import path
 
 from chat import live
+from chat.archive import importing
 from chat.consumers import ChatConsumer
 from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
 from localllm.gateway.models import Replay, Upload
@@ -63,6 +64,7 @@ if settings.SESSION_COOKIE_SECURE:
 KINDS: dict[str, jobs.Kind] = {
     "batch": batches.run,
     "download": downloads.run,
+    "import": importing.run,
     quantising.KIND: quantising.run,
     Replay.KIND: replays.run,
     "trial": trials.run,

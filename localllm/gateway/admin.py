@@ -13,7 +13,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -24,6 +24,7 @@ from localllm.gateway import downloads, jobs, model_files, own_files, serving
 from localllm.gateway.models import (
     ApiKey,
     Download,
+    Feedback,
     FileVersion,
     LanguageModel,
     PromptTemplate,
@@ -243,7 +244,7 @@ def _why_it_stays(model: LanguageModel) -> str:
 class FileVersionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Files that models are or were. They come by registering, downloading and replacing."""
 
-    list_display = ("name", "model", "is_current", "description", "size", "sha256", "created_at")
+    list_display = ("name", "model", "is_current", "description", "size", "created_at")
     list_filter = ("model",)
     search_fields = ("name", "path", "sha256", "model__name")
     list_select_related = ("model",)
@@ -345,7 +346,7 @@ class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = (
         "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
-        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "page",
+        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback", "page",
     )  # fmt: skip
     list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
@@ -353,6 +354,15 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_select_related = ("user",)
     exclude = ("messages", "prompt_ids", "output_ids")
     show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageLog]:
+        rows: QuerySet[UsageLog] = super().get_queryset(request)
+        given = Feedback.objects.filter(message_id=OuterRef("message_id"))
+        return rows.annotate(feedback_value=Subquery(given.values("value")[:1]))
+
+    @admin.display(description="feedback", ordering="feedback_value")
+    def feedback(self, row: Any) -> str:
+        return {Feedback.UP: "👍", Feedback.DOWN: "👎"}.get(row.feedback_value, "–")
 
     @admin.display(description="tokens/s")
     def speed(self, row: UsageLog) -> str:
@@ -369,7 +379,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
         names = [field.name for field in self.opts.fields if field.name not in self.exclude]
-        return [*names, "speed", "page", "token_ids"]
+        return [*names, "speed", "token_ids", "feedback", "page"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -378,6 +388,21 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+@admin.register(Feedback)
+class FeedbackAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("created_at", "user", "value", "note", "message_id")
+    list_filter = ("value", "created_at", "user")
+    search_fields = ("=message_id", "=conversation_id", "note", "user__username")
+    list_select_related = ("user",)
+    date_hierarchy = "created_at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Feedback | None = None) -> bool:
         return False
 
 

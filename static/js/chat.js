@@ -129,7 +129,10 @@ function startChat() {
   const receive = {
     async ack({ cid, reply }) {
       const frame = forget(cid);
-      if (frame?.type === "send") clearComposer(frame.text);
+      if (frame?.type === "send") {
+        clearComposer(frame.text);
+        composer.dispatchEvent(new Event("sent"));
+      }
       changedChats();
       await refresh({ toEnd: true });
       const element = byId(`m-${reply}`);
@@ -200,6 +203,7 @@ function startChat() {
 
   function inWords({ stage, fraction, place, wait_s: wait }) {
     const percent = `${Math.round(fraction * 100)} %`;
+    if (stage === "summary") return `Summarising the attached files ${percent}`;
     if (stage === "loading") return `Loading model ${percent}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
@@ -321,8 +325,15 @@ function startChat() {
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
     const isBusy = live.size > 0 || outbox.length > 0;
-    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice() });
+    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
   });
+
+  const chosenFiles = () =>
+    [...composer.querySelectorAll(".file-chip[data-file]")].map((chip) => ({
+      file: chip.dataset.file,
+      mode: chip.querySelector("[name=mode]").value,
+      cut_at: Number(chip.querySelector("[name=cut_at]").value) || null,
+    }));
 
   const schemaChoice = () => ({ schema: byId("schema").value || null });
   const actions = {

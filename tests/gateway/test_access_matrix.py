@@ -68,6 +68,21 @@ TABLE: dict[str, list[Row]] = {
     "chat:messages": [own("GET", 200)],
     "chat:message": [own("GET", 200)],
     "chat:data": [own("GET", 200)],
+    "chat:feedback": [own("POST", 302, value="1")],
+    "chat:passage": [own("GET", 200)],
+    "chat:attachment": [own("GET", 200)],
+    "chat:upload": [any_user("POST", 422)],
+    "chat:file-chip": [own("GET", 200)],
+    "chat:file-remove": [own("POST", 204)],
+    "chat:export-markdown": [own("GET", 200)],
+    "chat:export-json": [own("GET", 200)],
+    "chat:archive-index": [any_user("GET", 200)],
+    "chat:export-account-json": [any_user("GET", 200)],
+    "chat:export-account-zip": [any_user("GET", 200)],
+    "chat:import": [any_user("POST", 400)],
+    "chat:import-part": [any_user("POST", 400)],
+    "chat:imports": [any_user("GET", 200)],
+    "chat:import-cancel": [own("POST", 302)],
     "chat:menu": [own("GET", 200)],
     "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
     "chat:delete": [own("GET", 200), own("POST", 302)],
@@ -198,6 +213,8 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
+from chat.attachments import Attachment, File
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload
 from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
@@ -226,6 +243,14 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    about = {"media_type": "text/plain", "size_bytes": 2, "text": "Hi", "num_chars": 2}
+    file, unsent = (File.objects.create(owner=chat.owner, name=name, **about) for name in ("a.txt", "b.txt"))
+    rag = PromptTemplate.objects.get(name="rag_query", family="").current
+    sent = Attachment.objects.create(
+        message_id=ids["question"], file=file, place=0, mode="passages", passages=[[1, 0, 2]], template_version=rag
+    )
+    importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
+    ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
     log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
     ids["generation"] = str(log.pk)
     template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
@@ -297,7 +322,10 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
+    known |= {"attachment_id": ids["attachment"], "file_id": ids["file"], "number": 1}
+    known |= {"import_id": ids["import"], "part_of": ids["import"]}
     known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
     known |= {"upload_id": ids["upload"], "generation_id": ids["generation"]}
     if name in UNKNOWN:

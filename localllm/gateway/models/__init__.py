@@ -3,6 +3,7 @@
 from localllm.gateway.models.api_key import ApiKey
 from localllm.gateway.models.download import Download
 from localllm.gateway.models.experiment import Experiment, Variant
+from localllm.gateway.models.feedback import Feedback
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
@@ -15,6 +16,7 @@ __all__ = [
     "ApiKey",
     "Download",
     "Experiment",
+    "Feedback",
     "FileVersion",
     "Job",
     "LanguageModel",

@@ -41,7 +41,7 @@ class Worker:
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
         self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
-        self._requests: queue.SimpleQueue[wire.Submit | wire.Count | wire.Preview | wire.Embed] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[wire.Submit | wire.Inquiry] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence | EmbedRequest] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class Worker:
         while True:
             for body in self._receive():
                 match wire.to_worker.decode(body):
-                    case wire.Submit() | wire.Count() | wire.Preview() | wire.Embed() as request:
+                    case wire.Submit() | wire.Count() | wire.CountTexts() | wire.Preview() | wire.Embed() as request:
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
@@ -159,6 +159,9 @@ class Worker:
                         self._submit(id, request)
                     case wire.Count(id=id, messages=messages):
                         self._send(wire.Counted(id, self._preview(id, messages)[1]))
+                    case wire.CountTexts(id=id, texts=texts):
+                        counts = tuple(len(self._runner.tokenize(text, special=False)) for text in texts)
+                        self._send(wire.CountedTexts(id, counts))
                     case wire.Preview(id=id, messages=messages):
                         self._send(wire.Previewed(id, *self._preview(id, messages)))
                     case wire.Embed(id=id, texts=texts):

@@ -167,6 +167,11 @@ class LlamaCpp:
             await asyncio.shield(worker.started)
             return await worker.host.count(messages)
 
+    async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.count_texts(texts)
+
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
         with self._using(model) as worker:

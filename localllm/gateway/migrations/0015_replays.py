@@ -9,7 +9,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("gateway", "0012_uploads"),
+        ("gateway", "0014_thumbs_as_metric"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
