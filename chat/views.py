@@ -26,7 +26,7 @@ from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefre
 from chat import citations, live, markdown
 from chat.attachments import FileChoice, Passage
 from chat.forms import NewChatForm, RenameForm, SettingsForm
-from chat.models import Conversation, ConversationError, Message
+from chat.models import Conversation, ConversationError, Message, Summary
 from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
@@ -52,6 +52,8 @@ class Turn:
     message: Message
     html: str
     tail: str
+    is_covered: bool = False
+    summary: Summary | None = None  # that stands for the messages up to this one
     feedback: Feedback | None = None
 
     @property
@@ -259,8 +261,24 @@ def _window(conversation: Conversation, path: list[UUID], part: slice) -> dict[s
     start, end, _ = part.indices(len(path))
     if part.start is None:
         start = max(0, end - WINDOW)
-    turns = _turns(conversation, path, slice(start, end))
+    turns = _with_summary(conversation, _turns(conversation, path, slice(start, end)))
     return {"turns": turns, "num_earlier": start, "num_later": len(path) - end}
+
+
+def _with_summary(conversation: Conversation, turns: list[Turn]) -> list[Turn]:
+    """Mark which messages a summary stands for, and after which of them it is shown."""
+    if not conversation.summaries.exists():
+        return turns
+    summary = conversation.summary_on(conversation.path())
+    covered = set(conversation.path(summary.up_to_id)) if summary else set()
+    return [
+        replace(
+            turn,
+            is_covered=turn.message.pk in covered,
+            summary=summary if summary and turn.message.pk == summary.up_to_id else None,
+        )
+        for turn in turns
+    ]
 
 
 def _turns(conversation: Conversation, path: list[UUID], part: slice) -> list[Turn]:

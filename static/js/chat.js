@@ -141,6 +141,9 @@ function startChat() {
     changed() {
       refresh();
     },
+    compressing({ is_on: isOn }) {
+      byId("compressing").hidden = !isOn;
+    },
     reset({ message, html, tail, to }, state) {
       if (!state) return;
       state.element.querySelector("[data-closed]").innerHTML = html;
@@ -192,6 +195,7 @@ function startChat() {
       const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
       if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
+      recount();
     },
     error({ cid, message }) {
       const frame = forget(cid);
@@ -205,6 +209,7 @@ function startChat() {
     const percent = `${Math.round(fraction * 100)} %`;
     if (stage === "summary") return `Summarising the attached files ${percent}`;
     if (stage === "loading") return `Loading model ${percent}`;
+    if (stage === "compression") return `Summarising older messages${fraction ? ` ${percent}` : "…"}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
   }
@@ -262,7 +267,15 @@ function startChat() {
     messages.replaceChildren(...elements, ...pending);
     htmx.process(messages);
     attach();
+    recount();
   }
+
+  const recount = () => htmx.trigger(document.body, "recount");
+  document.addEventListener("messages-changed", refresh); // the panel has placed one
+  document.addEventListener("summary-changed", () => {
+    byId("dialog").close();
+    refresh();
+  });
 
   const changedChats = () => htmx.trigger(document.body, "chats-changed");
   messages.addEventListener("htmx:afterSwap", attach);
@@ -272,7 +285,7 @@ function startChat() {
   function submit(frame) {
     frame.cid = newId();
     const size = new Blob([JSON.stringify(frame)]).size;
-    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Shorten it.`);
+    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Attach it as a file, or shorten it.`);
     problem("");
     outbox.push(frame);
     keepOutbox();
@@ -324,6 +337,7 @@ function startChat() {
 
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
+    if (box.value.trim() === "/compress") return compress();
     const isBusy = live.size > 0 || outbox.length > 0;
     if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
   });
@@ -336,7 +350,16 @@ function startChat() {
     }));
 
   const schemaChoice = () => ({ schema: byId("schema").value || null });
+  function compress(again = false) {
+    byId("dialog").close();
+    problem("");
+    if (box.value.trim() === "/compress") setComposer("");
+    if (!live.size) post({ type: "compress", again });
+  }
+
   const actions = {
+    compress: () => compress(),
+    "compress-again": () => compress(true),
     regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
     continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,

@@ -33,7 +33,7 @@ from localllm.inference.memory import (
     resident_bytes,
     this_machine,
 )
-from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
+from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message, ModelInfo
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
 
@@ -168,9 +168,25 @@ class LlamaCpp:
             return await worker.host.count(messages)
 
     async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        """Exact number of tokens of each text by itself."""
         with self._using(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.count_texts(texts)
+
+    async def info(self, model: LocalModel) -> ModelInfo:
+        """What the model turned out to be; loads it if need be."""
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.wait_until_ready()
+
+    async def loading(self, model: LocalModel) -> AsyncGenerator[Loading]:
+        """How far loading is, until the model is ready; nothing if it is."""
+        with self._using(model) as worker:
+            if not worker.started.done():
+                yield Loading(0.0)
+                await asyncio.shield(worker.started)
+            async for event in worker.host.loading():
+                yield event
 
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
