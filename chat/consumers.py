@@ -1,7 +1,7 @@
 """One browser tab on one conversation. Parses frames, calls one thing, formats the answer.
 
 From the browser                             To the browser
-  send {cid, text, schema?}                    ack {cid, question, reply}      after the commit
+  send {cid, text, schema?, attachments?}      ack {cid, question, reply}      after the commit
   edit {cid, message, text, schema?}           changed {}                      fetch the messages again
   regenerate {message, schema?}                reset {message, html, tail, to} the whole state; answers resume
   continue {message}                           text {message, at, to, text}    append when `at` is the cursor
@@ -11,7 +11,8 @@ From the browser                             To the browser
                                                done {message, status}          fetch its final form
                                                error {cid?, message}           a sentence; nothing was changed
 A cursor is a code-point offset in the reply's text, opaque to the browser. `schema` is the id of one, or null
-for an answer without; it holds for the messages to come. An answer by a schema comes in `reset` frames only:
+for an answer without; it holds for the messages to come. `attachments` are [{file, mode, cut_at?}] of
+uploaded files. An answer by a schema comes in `reset` frames only:
 its form so far as html, at most every 120 ms, also after a draft that was not valid was thrown away.
 The socket only reads: a reply belongs to the server, and a closed tab stops nothing.
 """
@@ -32,6 +33,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from chat import live
+from chat.attachments import FileChoice
 from chat.models import Conversation, ConversationError, Message
 from localllm.gateway import database
 
@@ -111,8 +113,8 @@ class ChatConsumer(AsyncWebsocketConsumer):
     # Operations
 
     async def send_message(self, frame: dict[str, Any]) -> None:
-        cid, text = _cid(frame), _text(frame)
-        question, reply = await database.write(lambda: self._asked(frame).send(cid, text))
+        cid, text, attachments = _cid(frame), _text(frame), _attachments(frame)
+        question, reply = await database.write(lambda: self._asked(frame).send(cid, text, attachments))
         await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
 
     async def edit(self, frame: dict[str, Any]) -> None:
@@ -197,6 +199,15 @@ def _text(frame: dict[str, Any]) -> str:
     if not isinstance(text, str):
         raise FrameError("Expected a text.")
     return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be stored
+
+
+def _attachments(frame: dict[str, Any]) -> list[FileChoice]:
+    try:
+        return [
+            FileChoice.parse(each["file"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise FrameError("Expected attachments, each with the id of a file and a mode.") from None
 
 
 def _message_id(frame: dict[str, Any]) -> UUID:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 
+from chat.attachments import FileChoice
 from chat.models import Conversation
 from localllm.gateway.models import LanguageModel, PromptTemplate
 from localllm.inference.prompt_template import Template
@@ -30,6 +31,16 @@ class NewChatForm(forms.Form):
     cid = forms.CharField(max_length=64)
     model = forms.ModelChoiceField(LanguageModel.objects.answering(), to_field_name="name", required=False)
     schema = forms.UUIDField(required=False, error_messages={"invalid": "This is no schema. Choose one, or none."})
+
+    attachments: list[FileChoice]
+
+    def clean(self) -> None:
+        """Files come as three fields each, in the same order."""
+        fields = (self.data.getlist(name) for name in ("file", "mode", "cut_at"))  # type: ignore[attr-defined]
+        try:
+            self.attachments = [FileChoice.parse(*each) for each in zip(*fields, strict=True)]
+        except ValueError:
+            raise forms.ValidationError("The attached files could not be made out. Attach them again.") from None
 
 
 class RenameForm(forms.ModelForm):  # type: ignore[type-arg]

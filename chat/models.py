@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
+from django.db.models import Prefetch
 from django.db.models.functions import Concat
 from django.utils import timezone
 
-from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from chat.attachments import Attachment, File, FileChoice, Passage, compose
+from localllm.gateway.models import Feedback, LanguageModel, PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.prompt_template import chat_variables
 from localllm.gateway.models.usage import subject
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
@@ -21,6 +24,8 @@ from localllm.inference.types import Message as Turn
 
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
+
+__all__ = ["Attachment", "Conversation", "ConversationError", "File", "Message"]
 
 
 class ConversationError(Exception):
@@ -75,6 +80,11 @@ class Conversation(models.Model):
     def __str__(self) -> str:
         return self.title or "New chat"
 
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        """With all that was written in it. Thumbs stay, for the experiments; their notes go."""
+        Feedback.objects.filter(conversation_id=self.pk).update(note="")
+        return super().delete(*args, **kwargs)
+
     # Reading
 
     def path(self, leaf_id: uuid.UUID | None = None) -> list[uuid.UUID]:
@@ -92,7 +102,8 @@ class Conversation(models.Model):
         siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
         for id, parent_id in self._tree():
             siblings.setdefault(parent_id, []).append(id)
-        rows = self.messages.select_related("schema_version__schema").in_bulk(path)
+        messages = self.messages.select_related("schema_version__schema")
+        rows = messages.prefetch_related(Prefetch("attachments", Attachment.objects.shown())).in_bulk(path)
         branch = [rows[id] for id in path]
         for message in branch:
             message.versions = _versions(message.pk, siblings[message.parent_id])
@@ -101,6 +112,13 @@ class Conversation(models.Model):
     def _tree(self) -> list[tuple[uuid.UUID, uuid.UUID | None]]:
         """(id, parent id) of every message, oldest first. Of 2,000 messages the texts would take too long."""
         return list(self.messages.order_by("created_at").values_list("pk", "parent_id"))
+
+    def passages(self, path: list[uuid.UUID]) -> dict[int, Passage]:
+        """What the model was shown on `path`, by the numbers it may cite."""
+        found = Attachment.objects.shown().filter(message__conversation=self, mode="passages")
+        on_path = set(path)
+        shown = [passage for each in found if each.message_id in on_path for passage in each.shown_passages]
+        return {passage.number: passage for passage in shown}
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""
@@ -114,16 +132,20 @@ class Conversation(models.Model):
         schemas: Any = Conversation._meta.get_field("schema").related_model
         return schemas.objects.visible_to(user).filter(versions__isnull=False).distinct()  # type: ignore[no-any-return]
 
+    def turns(self, model: LanguageModel, leaf_id: uuid.UUID | None) -> tuple[Turn, ...]:
+        """The branch down to `leaf_id` as `model` reads it, the system prompt first."""
+        system = self.system_text(model)
+        turns = [Turn("system", system)] if system else []
+        for message in self.branch(self.path(leaf_id) if leaf_id else []):
+            if message.content:
+                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
+        return tuple(turns)
+
     def request_for(self, reply: Message) -> ChatRequest:
         """What the model is asked so that `reply` is written, or written on; by its schema where it has one."""
         model = self.resolved_model()
-        system = self.system_text(model)
-        turns = [Turn("system", system)] if system else []
-        for message in self.branch(self.path(reply.parent_id)):
-            if message.content:
-                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
         request = ChatRequest(
-            messages=tuple(turns),
+            messages=self.turns(model, reply.parent_id),
             params=self.sampling(model),
             prefix=reply.text,
             reasoning=reply.reasoning,
@@ -177,17 +199,19 @@ class Conversation(models.Model):
         """Have the answers to come follow this schema, or none. Stored along with the next one."""
         self.schema_id = schema_id
 
-    def send(self, cid: str, text: str) -> tuple[Message, Message]:
+    def send(self, cid: str, text: str, attachments: Sequence[FileChoice] = ()) -> tuple[Message, Message]:
         """Add a user message and the reply to be written; the same `cid` again changes nothing."""
-        return self._ask(cid, text, parent_id=self.leaf_id)
+        return self._ask(cid, text, self.leaf_id, lambda question: Attachment.objects.attach(question, attachments))
 
     def edit(self, cid: str, message: Message, text: str) -> tuple[Message, Message]:
-        """Ask differently: a sibling of a user message, with a reply of its own."""
+        """Ask differently: a sibling of a user message, with its files and a reply of its own."""
         if message.role != "user":
             raise ConversationError("Only your own messages can be edited.")
-        return self._ask(cid, text, parent_id=message.parent_id)
+        return self._ask(cid, text, message.parent_id, lambda question: Attachment.objects.copy(message, question))
 
-    def _ask(self, cid: str, text: str, parent_id: uuid.UUID | None) -> tuple[Message, Message]:
+    def _ask(
+        self, cid: str, text: str, parent_id: uuid.UUID | None, attach: Callable[[Message], None]
+    ) -> tuple[Message, Message]:
         text = text.replace("\x00", "").strip()
         if not text:
             raise ConversationError("The message is empty. Write something first.")
@@ -200,6 +224,10 @@ class Conversation(models.Model):
                 return question, question.children.latest("created_at")
             self._refuse_while_answering()
             question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
+            try:
+                attach(question)
+            except ValueError as exc:
+                raise ConversationError(str(exc)) from exc
             reply = self._new_reply(question)
             if not self.title:
                 self.title = _title_from(text)
@@ -309,8 +337,8 @@ class Message(models.Model):
 
     @property
     def content(self) -> str:
-        """What the model reads of it."""
-        return self.text
+        """What the model reads of it, attached files included."""
+        return compose(self.text, self.attachments.all()) if self.role == "user" else self.text
 
     @property
     def can_continue(self) -> bool:

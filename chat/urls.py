@@ -1,8 +1,8 @@
 """The pages of the chat. The socket is routed in localllm/asgi.py."""
 
-from django.urls import path
+from django.urls import include, path
 
-from chat import views
+from chat import file_views, views
 
 app_name = "chat"
 urlpatterns = [
@@ -13,6 +13,12 @@ urlpatterns = [
     path("chat/<uuid:id>/messages", views.messages, name="messages"),
     path("chat/<uuid:id>/messages/<uuid:message_id>", views.message, name="message"),
     path("chat/<uuid:id>/messages/<uuid:message_id>/data.json", views.data, name="data"),
+    path("chat/<uuid:id>/messages/<uuid:message_id>/feedback", views.feedback, name="feedback"),
+    path("chat/<uuid:id>/messages/<uuid:message_id>/passages/<int:number>", file_views.passage, name="passage"),
+    path("chat/<uuid:id>/attachments/<uuid:attachment_id>", file_views.attachment, name="attachment"),
+    path("files/", file_views.upload, name="upload"),
+    path("files/<uuid:file_id>/chip", file_views.chip, name="file-chip"),
+    path("files/<uuid:file_id>/remove", file_views.remove, name="file-remove"),
     path("chat/<uuid:id>/menu", views.menu, name="menu"),
     path("chat/<uuid:id>/rename", views.rename, name="rename"),
     path("chat/<uuid:id>/delete", views.delete, name="delete"),
@@ -21,4 +27,5 @@ urlpatterns = [
     path("chat/<uuid:id>/select", views.select, name="select"),
     path("chat/<uuid:id>/model", views.model, name="model"),
     path("chat/<uuid:id>/settings", views.settings, name="settings"),
+    path("", include("chat.archive.urls")),
 ]

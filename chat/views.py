@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zoneinfo
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta, tzinfo
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -16,19 +16,21 @@ from uuid import UUID, uuid4
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Exists, OuterRef
-from django.http import Http404, HttpResponse, QueryDict
+from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefresh, trigger_client_event
 
-from chat import live, markdown
+from chat import citations, live, markdown
+from chat.attachments import FileChoice, Passage
 from chat.forms import NewChatForm, RenameForm, SettingsForm
 from chat.models import Conversation, ConversationError, Message
 from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import Feedback, LanguageModel
+from localllm.gateway.models.feedback import MAX_NOTE
 from localllm.gateway.pages.request import Request
 from localllm.inference.json_schema.reading import NotJson, loads
 
@@ -50,6 +52,7 @@ class Turn:
     message: Message
     html: str
     tail: str
+    feedback: Feedback | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -110,7 +113,7 @@ async def create(request: Request) -> HttpResponse:
         form = NewChatForm(request.POST)
         if not form.is_valid():
             raise ConversationError(next(iter(form.errors.values()))[0])
-        return _begin(user, **form.cleaned_data)
+        return _begin(user, attachments=form.attachments, **form.cleaned_data)
 
     try:
         conversation, reply = await database.write(begin)
@@ -125,7 +128,7 @@ async def create(request: Request) -> HttpResponse:
 
 
 def _begin(
-    user: User, text: str, cid: str, model: LanguageModel | None, schema: UUID | None
+    user: User, text: str, cid: str, model: LanguageModel | None, schema: UUID | None, attachments: list[FileChoice]
 ) -> tuple[Conversation, Message | None]:
     """A conversation with its first message; the same form sent twice makes it once."""
     before = Message.objects.filter(conversation__owner=user, cid=cid, text=text.strip(), parent=None).first()
@@ -135,7 +138,7 @@ def _begin(
         own = model if model is not None and not model.is_default else None
         conversation = Conversation.objects.create(owner=user, model=own)
         conversation.choose_schema(schema)
-        _, reply = conversation.send(cid, text)
+        _, reply = conversation.send(cid, text, attachments)
     return conversation, reply
 
 
@@ -148,7 +151,7 @@ def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpRe
         "chosen": chosen,
         "only_starter": all(m.is_starter for m in models),
         "suggestions": SUGGESTIONS,
-        "schema": Conversation.schemas_for(request.user).filter(pk=_id_or_none(choices.get("schema"))).first(),
+        "schema": Conversation.schemas_for(request.user).filter(pk=read_id(choices.get("schema"))).first(),
         "text": choices.get("text", ""),
         "problem": problem,
         "cid": uuid4(),
@@ -158,8 +161,8 @@ def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpRe
 
 @require_GET
 def show(request: Request, id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
-    target = _id_or_none(request.GET.get("message"))
+    conversation = own_conversation(request, id)
+    target = read_id(request.GET.get("message"))
     path = conversation.path()
     if target and target not in path:
         conversation.select(get_object_or_404(conversation.messages, pk=target))
@@ -171,7 +174,7 @@ def show(request: Request, id: UUID) -> HttpResponse:
         "chosen": chosen,
         "schema": conversation.schema,
         "form": SettingsForm(None, instance=conversation, inherits=chosen),
-        **_window(conversation, path, start=_start_above(path, target)),
+        **_window(conversation, path, _around(path, target)),
     }
     return render(request, "chat/show.html", context)
 
@@ -181,28 +184,36 @@ def show(request: Request, id: UUID) -> HttpResponse:
 
 @require_GET
 def messages(request: Request, id: UUID) -> HttpResponse:
-    """The end of the branch from `?from=` on, or the window before `?before=`."""
-    conversation = _own(request, id)
+    """The window before `?before=` or after `?after=`, else what is shown: `?from=` on, up to `?to=` or the end."""
+    conversation = own_conversation(request, id)
     path = conversation.path()
-    places: dict[UUID | None, int] = {id: place for place, id in enumerate(path)}
-    before = places.get(_id_or_none(request.GET.get("before")))
-    if before is not None:
-        return _messages(request, conversation, path[:before])
-    return _messages(request, conversation, path, start=places.get(_id_or_none(request.GET.get("from"))))
+    places = {str(id): place for place, id in enumerate(path)}
+
+    def place(name: str) -> int | None:
+        return places.get(request.GET.get(name, ""))
+
+    if (before := place("before")) is not None:
+        context = _window(conversation, path, slice(max(0, before - WINDOW), before)) | {"num_later": 0}
+    elif (after := place("after")) is not None:
+        context = _window(conversation, path, slice(after + 1, after + 1 + WINDOW)) | {"num_earlier": 0}
+    else:
+        first, last = place("from"), place("to")
+        context = _window(conversation, path, slice(first, None if last is None else last + 1))
+    return render(request, "chat/_messages.html", {"conversation": conversation, **context})
 
 
 @require_GET
 def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    turn = _turn(conversation.branch([message.pk])[0])
+    (turn,) = _turns(conversation, conversation.path(message.pk), slice(-1, None))
     return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
 
 
 @require_GET
 def data(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     """A complete answer by a schema, as a JSON file."""
-    messages = _own(request, id).messages.select_related("schema_version__schema").filter(status="complete")
+    messages = own_conversation(request, id).messages.select_related("schema_version__schema").filter(status="complete")
     message = get_object_or_404(messages, pk=message_id)
     if not message.is_structured:
         raise Http404
@@ -214,26 +225,66 @@ def data(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
 @require_POST
 def select(request: Request, id: UUID) -> HttpResponse:
     """Show another version of a message."""
-    conversation = _own(request, id)
-    conversation.select(get_object_or_404(conversation.messages, pk=_id_or_none(request.POST.get("message"))))
+    conversation = own_conversation(request, id)
+    message = get_object_or_404(conversation.messages, pk=read_id(request.POST.get("message")))
+    conversation.select(message)
     if not request.htmx:
         return redirect("chat:show", id)
-    return _messages(request, conversation, conversation.path())
+    path = conversation.path()
+    context = _window(conversation, path, _around(path, message.pk))
+    return render(request, "chat/_messages.html", {"conversation": conversation, **context})
 
 
-def _messages(request: Request, conversation: Conversation, path: list[UUID], start: int | None = None) -> HttpResponse:
-    context = {"conversation": conversation, **_window(conversation, path, start=start)}
-    return render(request, "chat/_messages.html", context)
+@require_POST
+def feedback(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
+    """A thumb, given or taken back by `value`, or the `note` to the one that is given."""
+    conversation = own_conversation(request, id)
+    message = get_object_or_404(conversation.messages, pk=message_id, role="assistant")
+    given = Feedback.objects.filter(user=request.user, message_id=message.pk)
+    note, value = request.POST.get("note"), request.POST.get("value")
+    if note is not None:
+        given.update(note=note.replace("\x00", "").strip()[:MAX_NOTE])
+    elif value in ("1", "-1"):
+        Feedback.objects.toggle(request.user, id, message.pk, int(value))
+    else:
+        return HttpResponseBadRequest("Expected a value of 1 or -1, or a note.", content_type="text/plain")
+    if not request.htmx:
+        return redirect(f"{reverse('chat:show', args=[id])}#m-{message_id}")
+    context = {"conversation": conversation, "message": message, "feedback": given.first(), "asks_why": note is None}
+    return render(request, "chat/_feedback.html", context)
 
 
-def _window(conversation: Conversation, path: list[UUID], start: int | None) -> dict[str, Any]:
-    start = max(0, len(path) - WINDOW) if start is None else start
-    return {"turns": [_turn(each) for each in conversation.branch(path[start:])], "num_earlier": start}
+def _window(conversation: Conversation, path: list[UUID], part: slice) -> dict[str, Any]:
+    """The messages of a part of the branch, and how many there are around; without a beginning, the last ones."""
+    start, end, _ = part.indices(len(path))
+    if part.start is None:
+        start = max(0, end - WINDOW)
+    turns = _turns(conversation, path, slice(start, end))
+    return {"turns": turns, "num_earlier": start, "num_later": len(path) - end}
 
 
-def _start_above(path: list[UUID], target: UUID | None) -> int | None:
-    """Where the window begins so that it holds `target`."""
-    return max(0, min(len(path) - WINDOW, path.index(target) - BEFORE_TARGET)) if target in path else None
+def _turns(conversation: Conversation, path: list[UUID], part: slice) -> list[Turn]:
+    """Of a part of the messages of `path`; what an answer cites may stand before."""
+    passages, shown = conversation.passages(path), path[part]
+    feedback = Feedback.objects.filter(user=conversation.owner_id).on(shown)
+    turns = [replace(_turn(each), feedback=feedback.get(each.pk)) for each in conversation.branch(shown)]
+    return [_with_citations(turn, passages) for turn in turns] if passages else turns
+
+
+def _with_citations(turn: Turn, passages: dict[int, Passage]) -> Turn:
+    message = turn.message
+    if message.role == "user" or message.is_structured:
+        return turn
+    address = reverse("chat:passage", args=[message.conversation_id, message.pk, 0])
+    return replace(turn, html=citations.link(turn.html, passages, address.removesuffix("0")))
+
+
+def _around(path: list[UUID], target: UUID | None) -> slice:
+    """The part that holds `target`, with a little above it; the end of the branch where that holds it anyway."""
+    if target not in path:
+        return slice(None)
+    start = max(0, min(len(path) - WINDOW, path.index(target) - BEFORE_TARGET))
+    return slice(start, start + WINDOW)
 
 
 def _turn(message: Message) -> Turn:
@@ -252,12 +303,12 @@ def _turn(message: Message) -> Turn:
 
 @require_GET
 def menu(request: Request, id: UUID) -> HttpResponse:
-    return render(request, "chat/_menu.html", {"conversation": _own(request, id)})
+    return render(request, "chat/_menu.html", {"conversation": own_conversation(request, id)})
 
 
 @require_http_methods(["GET", "POST"])
 def rename(request: Request, id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     form = RenameForm(request.POST or None, instance=conversation)
     if request.method == "GET" or not form.is_valid():
         return render(request, "chat/_rename.html", {"conversation": conversation, "form": form})
@@ -283,14 +334,14 @@ async def delete(request: Request, id: UUID) -> HttpResponse:
 
 @require_POST
 def pin(request: Request, id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     Conversation.objects.filter(pk=id).update(is_pinned=not conversation.is_pinned)
     return _sidebar_changed() if request.htmx else redirect("chat:show", id)
 
 
 @require_POST
 def archive(request: Request, id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     Conversation.objects.filter(pk=id).update(is_archived=not conversation.is_archived)
     return _changed(request, id)
 
@@ -298,7 +349,7 @@ def archive(request: Request, id: UUID) -> HttpResponse:
 @require_POST
 def model(request: Request, id: UUID) -> HttpResponse:
     """Choose the model of the answers to come."""
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     chosen = get_object_or_404(LanguageModel.objects.answering(), name=request.POST.get("model", ""))
     Conversation.objects.filter(pk=conversation.pk).update(model=None if chosen.is_default else chosen)
     return HttpResponseClientRefresh() if request.htmx else redirect("chat:show", id)
@@ -306,7 +357,7 @@ def model(request: Request, id: UUID) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def settings(request: Request, id: UUID) -> HttpResponse:
-    conversation = _own(request, id)
+    conversation = own_conversation(request, id)
     form = SettingsForm(request.POST or None, instance=conversation, inherits=_model_of(conversation))
     is_saved = request.method == "POST" and form.is_valid()
     if is_saved:
@@ -317,7 +368,7 @@ def settings(request: Request, id: UUID) -> HttpResponse:
     return render(request, "chat/_settings.html", context)
 
 
-def _own(request: Request, id: UUID) -> Conversation:
+def own_conversation(request: Request, id: UUID) -> Conversation:
     return get_object_or_404(Conversation.objects.owned_by(request.user).select_related("model", "schema"), pk=id)
 
 
@@ -339,7 +390,7 @@ def _is_current(request: Request, id: UUID) -> bool:
 def _current_id(request: Request) -> UUID | None:
     """The conversation of the page that asks for a fragment."""
     found = re.search(r"/chat/([0-9a-f-]{36})/", request.htmx.current_url or "")
-    return _id_or_none(found[1]) if found else None
+    return read_id(found[1]) if found else None
 
 
 # The frame around: sidebar and models
@@ -421,7 +472,7 @@ def _model_of(conversation: Conversation) -> LanguageModel | None:
         return None
 
 
-def _id_or_none(text: str | None) -> UUID | None:
+def read_id(text: str | None) -> UUID | None:
     try:
         return UUID(text or "")
     except ValueError:

@@ -21,9 +21,10 @@ from django.core.handlers.exception import convert_exception_to_response
 from django.urls import path
 
 from chat import live
+from chat.archive import importing
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, quantising, registration, serving, uploads
-from localllm.gateway.models import Upload
+from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
+from localllm.gateway.models import Replay, Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from schemas_app.batches import running as batches
@@ -63,7 +64,10 @@ if settings.SESSION_COOKIE_SECURE:
 KINDS: dict[str, jobs.Kind] = {
     "batch": batches.run,
     "download": downloads.run,
+    "import": importing.run,
     quantising.KIND: quantising.run,
+    Replay.KIND: replays.run,
+    "trial": trials.run,
     Upload.KIND: uploads.run,
 }
 

@@ -135,7 +135,11 @@ class SchemaVersion(models.Model):
             request,
             messages=(*before[:num_system], *shown, *before[num_system:], asked),
             params=msgspec.structs.replace(
-                request.params, temperature=self.temperature, max_tokens=self.max_tokens, clips_max_tokens=True
+                request.params,
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                clips_max_tokens=True,
+                stop=(),  # the model's own would cut the JSON
             ),
         )
 

@@ -13,13 +13,24 @@ from django.contrib import admin, messages
 from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from localllm.gateway import downloads, jobs, model_files, own_files, serving
-from localllm.gateway.models import ApiKey, Download, FileVersion, LanguageModel, UsageLog
+from localllm.gateway.models import (
+    ApiKey,
+    Download,
+    Feedback,
+    FileVersion,
+    LanguageModel,
+    PromptTemplate,
+    PromptTemplateVersion,
+    UsageLog,
+)
 from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.models.usage import unpack_ids
 from localllm.gateway.pages.downloads import MAY_ADD
@@ -51,6 +62,9 @@ class RegisterForm(forms.Form):
             raise forms.ValidationError(str(exc)) from exc
 
 
+MEASURED = ("predicted_bytes", "measured_bytes", "load_s", "prefill_per_s", "decode_per_s", "measured_at")
+
+
 @admin.register(LanguageModel)
 class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name", "title", "is_default", "is_enabled", "description", "size", "state")
@@ -58,7 +72,10 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("name", "title", "path")
     actions = ("make_default", "load", "cancel_load", "unload", "measure", "check_files", "enable", "disable")
     form = ModelForm
-    readonly_fields = ("path", "state", "description", "repository", "size", "sha256", "is_default", "created_at")
+    readonly_fields = (
+        *("path", "state", "description", "repository", "size", "sha256", "is_default", "created_at"),
+        *MEASURED,
+    )
     fieldsets = (
         (None, {"fields": ("name", "title", "note", "licence", "is_enabled", "is_default", "state")}),
         ("The file", {"fields": ("path", "description", "repository", "size", "sha256", "created_at")}),
@@ -77,6 +94,7 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 ),
             },
         ),
+        ("What loading it showed", {"fields": MEASURED}),
         (
             "Defaults of its conversations",
             {"fields": ("system_prompt", ("temperature", "top_p", "top_k", "min_p"), "max_tokens", "stop")},
@@ -226,7 +244,7 @@ def _why_it_stays(model: LanguageModel) -> str:
 class FileVersionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Files that models are or were. They come by registering, downloading and replacing."""
 
-    list_display = ("name", "model", "is_current", "description", "size", "sha256", "created_at")
+    list_display = ("name", "model", "is_current", "description", "size", "created_at")
     list_filter = ("model",)
     search_fields = ("name", "path", "sha256", "model__name")
     list_select_related = ("model",)
@@ -328,7 +346,7 @@ class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = (
         "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
-        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason",
+        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback", "page",
     )  # fmt: skip
     list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
@@ -337,9 +355,22 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     exclude = ("messages", "prompt_ids", "output_ids")
     show_full_result_count = False
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageLog]:
+        rows: QuerySet[UsageLog] = super().get_queryset(request)
+        given = Feedback.objects.filter(message_id=OuterRef("message_id"))
+        return rows.annotate(feedback_value=Subquery(given.values("value")[:1]))
+
+    @admin.display(description="feedback", ordering="feedback_value")
+    def feedback(self, row: Any) -> str:
+        return {Feedback.UP: "👍", Feedback.DOWN: "👎"}.get(row.feedback_value, "–")
+
     @admin.display(description="tokens/s")
     def speed(self, row: UsageLog) -> str:
         return f"{row.tokens_per_second:.1f}" if row.tokens_per_second else "–"
+
+    @admin.display(description="page")
+    def page(self, row: UsageLog) -> SafeString:
+        return format_html('<a href="{}">Text and replay</a>', row.get_absolute_url())
 
     @admin.display(description="token ids")
     def token_ids(self, row: UsageLog) -> str:
@@ -348,7 +379,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
         names = [field.name for field in self.opts.fields if field.name not in self.exclude]
-        return [*names, "speed", "token_ids"]
+        return [*names, "speed", "token_ids", "feedback", "page"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -357,6 +388,60 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
+        return False
+
+
+@admin.register(Feedback)
+class FeedbackAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ("created_at", "user", "value", "note", "message_id")
+    list_filter = ("value", "created_at", "user")
+    search_fields = ("=message_id", "=conversation_id", "note", "user__username")
+    list_select_related = ("user",)
+    date_hierarchy = "created_at"
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Feedback | None = None) -> bool:
+        return False
+
+
+class PromptTemplateVersionInline(admin.StackedInline):  # type: ignore[type-arg]
+    model = PromptTemplateVersion
+    fk_name = "template"
+    fields = readonly_fields = ("number", "created_by", "created_at", "note", "text")
+    extra = 0
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(PromptTemplate)
+class PromptTemplateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """To be read, and to find the pages where prompts are written, tried and taken back."""
+
+    list_display = ("name", "family", "use_case", "current", "is_shipped", "deleted_at")
+    list_filter = ("use_case", "family", "is_shipped")
+    search_fields = ("name", "family", "description", "versions__text")
+    list_select_related = ("current__template",)
+    inlines = (PromptTemplateVersionInline,)
+
+    def view_on_site(self, template: PromptTemplate) -> str:
+        return template.get_absolute_url()
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
         return False
 
 

@@ -100,6 +100,20 @@ def check_hub(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[Ch
 
 
 @register
+def check_memory_share(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    share = settings.MEMORY_SHARE
+    if 0 < share <= 1:
+        return []
+    return [
+        Error(
+            f"LOCALLLM_MEMORY_SHARE is {share}; it must be over 0 and at most 1.",
+            hint="0.8 leaves a fifth of the machine's memory to everything else.",
+            id="localllm.E008",
+        )
+    ]
+
+
+@register
 def check_assertions(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if not sys.flags.optimize:
         return []

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 STARTER: dict[str, Any] = {
     "title": "LocalLLM Starter 3M",
+    "licence": "Apache-2.0",
     "is_starter": True,
     "system_prompt": "You are LocalLLM, a small starter model. Answer briefly.",
     "temperature": 0.3,

@@ -27,6 +27,7 @@ from localllm.inference.types import ChatRequest, Event, Message
 log = logging.getLogger(__name__)
 
 AT_ONCE_S = 0.5  # what a load that cannot begin is known in
+MEASURE_LIMIT_S = 90.0  # for who waits for it
 LOOK_EVERY_S = 10.0  # for loaded models whose file has changed
 
 
@@ -106,8 +107,8 @@ async def cancel_load(model: LanguageModel) -> bool:
 async def make_default(model: LanguageModel) -> None:
     """Switch without a gap: it is loaded first, then it is the default, then the old one ends with its last reply.
 
-    Where both have no room, new requests wait until the old one has ended. Raises ProviderError, and changes
-    nothing, when it will not load.
+    Where both have no room, new requests wait until the old one has ended. Raises ModelError, or ProviderError when
+    it will not load, and then changes nothing.
     """
     model.check_may_be_default()
     model = await current(model)
@@ -141,10 +142,15 @@ async def delete(model: LanguageModel) -> None:
 
 
 async def measure(model: LanguageModel) -> Measurements:
-    """Load it if need be, and measure it as soon as it is idle."""
-    measured = await local.measure(model.local())
-    await database.store(model.remember_measurements, measured)
-    return measured
+    """Load it if need be, and measure it as soon as it is idle. Raises ProviderError when it is not for long."""
+    try:
+        async with asyncio.timeout(MEASURE_LIMIT_S):
+            return await _measured(model)
+    except TimeoutError:
+        raise ProviderError(
+            f"{model} was not measured: it was not idle long enough for it in {MEASURE_LIMIT_S:.0f} s. Try again when "
+            "fewer requests are under way."
+        ) from None
 
 
 # At start
@@ -223,7 +229,13 @@ async def _load(model: LanguageModel) -> None:
 
 async def _measure(model: LanguageModel) -> None:
     with suppress(ProviderError):  # it was unloaded before its turn came
-        await measure(model)
+        await _measured(model)
+
+
+async def _measured(model: LanguageModel) -> Measurements:
+    measured = await local.measure(model.local())
+    await database.store(model.remember_measurements, measured)
+    return measured
 
 
 # Files that were replaced

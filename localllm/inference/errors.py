@@ -2,6 +2,7 @@
 
 InferenceError
 ├── ModelRefused      a file that will never serve, with the reason
+├── DocumentRefused   a file that cannot be read as text, with the reason
 ├── HubError          the hub could not be asked, or a file not be had from it
 └── ProviderError     no answer, or no more of it; `permanent` means that asking again is no use
     ├── ContextOverflow  the prompt, or prompt and answer, are longer than the window
@@ -24,6 +25,10 @@ class InferenceError(Exception):
 
 class ModelRefused(InferenceError):
     """The file cannot serve as a model."""
+
+
+class DocumentRefused(InferenceError):
+    """The file cannot be read as text."""
 
 
 class HubError(InferenceError):

@@ -140,7 +140,7 @@ class Fit:
         """Graphics memory is beside it."""
         if not self.need.num_gpu_layers:
             return ""
-        return f", and {gigabytes(self.need.gpu_bytes)} of graphics memory for {self.need.num_gpu_layers} layers"
+        return f", and {size(self.need.gpu_bytes)} of graphics memory for {self.need.num_gpu_layers} layers"
 
 
 def fit(header: Header, settings: EngineSettings, machine: Machine, *, loaded_bytes: int = 0) -> Fit:
@@ -357,7 +357,3 @@ def peak_resident_bytes(pid: int) -> int:
     """The most that a process ever had in memory; 0 where it is gone, or the system does not tell."""
     match = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{pid}/status")), re.M)
     return int(match[1]) << 10 if match else 0
-
-
-def gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 
 from localllm.inference.errors import InferenceError
+from localllm.inference.types import Message
 
 MAX_TEMPLATE_BYTES = 100_000  # UTF-8, some fifty pages
 MAX_RENDERED_CHARS = 4_000_000  # more than any window holds; short values may be put in often
@@ -59,6 +60,20 @@ class Template:
         if unknown := [name for name in self.variables if name not in known]:
             offered = f"It may use {_named(known)}." if known else "It takes no variables."
             raise TemplateError(f"Nothing is known of {_named(unknown)} here. {offered}")
+
+
+def replaced(messages: tuple[Message, ...], before: str, after: str) -> tuple[Message, ...]:
+    """`messages` with `after` in place of the first `before`; an empty prompt is no message.
+
+    Raises TemplateError where `before` is not in them.
+    """
+    if not before:
+        return (Message("system", after), *messages) if after else messages
+    for at, message in enumerate(messages):
+        if before in message.content:
+            content = message.content.replace(before, after, 1)
+            return (*messages[:at], *([Message(message.role, content)] if content else []), *messages[at + 1 :])
+    raise TemplateError("What was asked does not hold the prompt of its template, so no other can take its place.")
 
 
 def _no_variable(text: str, at: int) -> str:

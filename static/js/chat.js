@@ -129,9 +129,12 @@ function startChat() {
   const receive = {
     async ack({ cid, reply }) {
       const frame = forget(cid);
-      if (frame?.type === "send") clearComposer(frame.text);
+      if (frame?.type === "send") {
+        clearComposer(frame.text);
+        composer.dispatchEvent(new Event("sent"));
+      }
       changedChats();
-      await refresh();
+      await refresh({ toEnd: true });
       const element = byId(`m-${reply}`);
       if (element && !element.hasAttribute("data-live")) announceEnd(element, textOf(element));
     },
@@ -200,6 +203,7 @@ function startChat() {
 
   function inWords({ stage, fraction, place, wait_s: wait }) {
     const percent = `${Math.round(fraction * 100)} %`;
+    if (stage === "summary") return `Summarising the attached files ${percent}`;
     if (stage === "loading") return `Loading model ${percent}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
@@ -238,11 +242,16 @@ function startChat() {
     return [...template.content.children];
   }
 
-  /* Show the messages as the server has them; elements that did not change stay. */
-  async function refresh() {
+  /* Show the messages as the server has them; elements that did not change stay. Where a part from the middle
+     is shown, it stays that part, unless the end is asked for. */
+  async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
-    const first = messages.querySelector("[data-id]")?.dataset.id ?? "";
-    const response = await fetch(`${messages.dataset.url}?from=${first}`).catch(() => null);
+    const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
+    const isPart = byId("later") !== null;
+    const part = new URLSearchParams();
+    if (!isPart || !toEnd) part.set("from", shown[0] ?? "");
+    if (isPart && !toEnd) part.set("to", shown.at(-1));
+    const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
@@ -316,8 +325,15 @@ function startChat() {
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
     const isBusy = live.size > 0 || outbox.length > 0;
-    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice() });
+    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
   });
+
+  const chosenFiles = () =>
+    [...composer.querySelectorAll(".file-chip[data-file]")].map((chip) => ({
+      file: chip.dataset.file,
+      mode: chip.querySelector("[name=mode]").value,
+      cut_at: Number(chip.querySelector("[name=cut_at]").value) || null,
+    }));
 
   const schemaChoice = () => ({ schema: byId("schema").value || null });
   const actions = {
@@ -380,14 +396,15 @@ function startChat() {
   let isAtEnd = !location.hash;
   const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
   scroller.addEventListener("scroll", () => {
-    isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    isAtEnd = !byId("later") && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
   const follow = new ResizeObserver(() => isAtEnd && toEnd());
   follow.observe(messages);
   follow.observe(scroller);
-  byId("to-latest").addEventListener("click", () => {
+  byId("to-latest").addEventListener("click", async () => {
+    if (byId("later")) await refresh({ toEnd: true });
     isAtEnd = true;
     toEnd();
   });
@@ -396,7 +413,7 @@ function startChat() {
   messages.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "earlier") return;
     const below = scroller.scrollHeight - scroller.scrollTop;
-    messages.addEventListener("htmx:afterSettle", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
+    messages.addEventListener("htmx:afterSwap", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
   });
 
   // Screen readers get whole sentences

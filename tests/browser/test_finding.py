@@ -58,7 +58,7 @@ def test_the_first_page_gets_a_model_that_new_chats_use(page, hub):
     expect(page.locator(".stats")).to_contain_text("model-q", timeout=60_000)
 
 
-def test_a_model_of_the_catalogue_is_got_paused_and_resumed(page, site, hub):
+def test_a_model_of_the_catalogue_is_got_paused_resumed_and_made_the_default(page, site, hub):
     hub.pause_s, hub.files = SLOW_S, files("second")
     page.get_by_role("link", name="Models").click()
     page.goto(f"{site.url}/models/catalogue/")
@@ -71,6 +71,8 @@ def test_a_model_of_the_catalogue_is_got_paused_and_resumed(page, site, hub):
     hub.pause_s = 0
     row.get_by_role("button", name="Resume").click()
     expect(page.locator(".ready")).to_contain_text("Phi-3 Mini", timeout=30_000)
+    page.get_by_role("button", name="Make it the default Phi-3 Mini").click()
+    expect(page.locator("#messages")).to_contain_text("is the default model now")
 
 
 def test_a_download_is_cancelled(page, site, hub):

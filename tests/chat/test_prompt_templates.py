@@ -10,7 +10,6 @@ from chat.models import Conversation
 from localllm.gateway import database, providers
 from localllm.gateway.models import Experiment, LanguageModel, PromptTemplate, PromptTemplateVersion, UsageLog
 from localllm.gateway.models.prompt_template import install_shipped
-from localllm.gateway.models.usage import unpack_messages
 from tests.inference.engine_on_starter import STARTER, SYSTEM
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_scope="package")]
@@ -52,19 +51,19 @@ async def asked(conversation):
 async def test_every_answer_logs_the_version_that_made_its_system_prompt():
     row = await asked(await database.write(chat))
     assert str(row.template_version) == "chat v1" and row.template_version.is_shipped
-    assert unpack_messages(row.messages)[0].content == SYSTEM == row.template_variables["system_prompt"]
+    assert row.dialogue[0].content == SYSTEM == row.template_variables["system_prompt"]
 
 
 async def test_a_chosen_template_speaks_with_the_chats_own_text_in_it():
     template = await database.write(chat_template, "Talk like a pirate. {{ system_prompt }}")
     row = await asked(await database.write(chat, template=template, system_prompt="Be brief."))
     assert row.template_version == template.current
-    assert unpack_messages(row.messages)[0].content == "Talk like a pirate. Be brief."
+    assert row.dialogue[0].content == "Talk like a pirate. Be brief."
 
 
 async def test_a_text_of_ones_own_stands_alone_where_no_template_is_chosen():
     row = await asked(await database.write(chat, system_prompt="Be brief."))
-    assert row.template_version is None and unpack_messages(row.messages)[0].content == "Be brief."
+    assert row.template_version is None and row.dialogue[0].content == "Be brief."
 
 
 async def test_two_chats_get_the_variants_that_their_ids_draw_and_keep_them():
@@ -81,7 +80,7 @@ async def test_two_chats_get_the_variants_that_their_ids_draw_and_keep_them():
     for version, conversation in (await database.write(start)).items():
         row = await asked(conversation)
         assert row.template_version == version
-        assert unpack_messages(row.messages)[0].content == version.render({"system_prompt": SYSTEM})
+        assert row.dialogue[0].content == version.render({"system_prompt": SYSTEM})
         again = await database.read(Conversation.objects.get, pk=conversation.pk)
         assert await database.read(lambda chat=again: chat.prompt_version) == version
 
@@ -95,7 +94,7 @@ async def test_a_family_has_its_own_variant(model):
         return chat(template=template)
 
     row = await asked(await database.write(make))
-    assert unpack_messages(row.messages)[0].content == "Ahoy, llama."
+    assert row.dialogue[0].content == "Ahoy, llama."
 
 
 async def test_a_template_that_asks_for_what_a_chat_does_not_know_fails_the_answer_in_words():

@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def logged(method: str, status: int) -> Row:
+    """A logged generation is its asker's, and that of who may view the log."""
+    return Row(method, LOGIN, GONE, status, status)
+
+
 def only_boss(method: str, status: int, **form: str) -> Row:
     """Those with the permission; of these people only the admin."""
     return Row(method, LOGIN, 403, status, 403, form)
@@ -63,6 +68,21 @@ TABLE: dict[str, list[Row]] = {
     "chat:messages": [own("GET", 200)],
     "chat:message": [own("GET", 200)],
     "chat:data": [own("GET", 200)],
+    "chat:feedback": [own("POST", 302, value="1")],
+    "chat:passage": [own("GET", 200)],
+    "chat:attachment": [own("GET", 200)],
+    "chat:upload": [any_user("POST", 422)],
+    "chat:file-chip": [own("GET", 200)],
+    "chat:file-remove": [own("POST", 204)],
+    "chat:export-markdown": [own("GET", 200)],
+    "chat:export-json": [own("GET", 200)],
+    "chat:archive-index": [any_user("GET", 200)],
+    "chat:export-account-json": [any_user("GET", 200)],
+    "chat:export-account-zip": [any_user("GET", 200)],
+    "chat:import": [any_user("POST", 400)],
+    "chat:import-part": [any_user("POST", 400)],
+    "chat:imports": [any_user("GET", 200)],
+    "chat:import-cancel": [own("POST", 302)],
     "chat:menu": [own("GET", 200)],
     "chat:rename": [own("GET", 200), own("POST", 302, title="New")],
     "chat:delete": [own("GET", 200), own("POST", 302)],
@@ -72,19 +92,6 @@ TABLE: dict[str, list[Row]] = {
     "chat:model": [own("POST", 302, model="starter")],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
-    "models:show": [any_user("GET", 200)],
-    "models:load": [only_boss("POST", 302)],
-    "models:unload": [only_boss("POST", 302)],
-    "models:cancel-load": [only_boss("POST", 302)],
-    "models:make-default": [only_boss("POST", 302)],
-    "models:measure": [only_boss("POST", 302)],
-    "models:check": [only_boss("POST", 302)],
-    "models:settings": [only_boss("GET", 200), only_boss("POST", 400, n_ctx="0")],
-    "models:settings-fit": [only_boss("POST", 200)],
-    "models:replace": [only_boss("POST", 404)],
-    "models:roll-back": [only_boss("POST", 404)],
-    "models:remove-version": [only_boss("POST", 404)],
-    "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
     "prompts:index": [any_user("GET", 200)],
     "prompts:new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:preview": [any_user("POST", 200, text="Hello")],
@@ -98,7 +105,24 @@ TABLE: dict[str, list[Row]] = {
     "prompts:insert": [any_user("GET", 200), any_user("POST", 200)],
     "prompts:experiment-new": [only_boss("GET", 200), only_boss("POST", 400)],
     "prompts:experiment": [any_user("GET", 200)],
+    "prompts:trial-new": [only_boss("GET", 200), only_boss("POST", 400)],
+    "prompts:trial": [own("GET", 200)],
+    "prompts:trial-cancel": [own("POST", 302)],
+    "prompts:trial-resume": [own("POST", 302)],
     "prompts:experiment-end": [only_boss("POST", 302, kept="1")],
+    "models:show": [any_user("GET", 200)],
+    "models:load": [only_boss("POST", 302)],
+    "models:unload": [only_boss("POST", 302)],
+    "models:cancel-load": [only_boss("POST", 302)],
+    "models:make-default": [only_boss("POST", 302)],
+    "models:measure": [only_boss("POST", 302)],
+    "models:check": [only_boss("POST", 302)],
+    "models:settings": [only_boss("GET", 200), only_boss("POST", 400, n_ctx="0")],
+    "models:settings-fit": [only_boss("POST", 200)],
+    "models:replace": [only_boss("POST", 404)],
+    "models:roll-back": [only_boss("POST", 404)],
+    "models:remove-version": [only_boss("POST", 404)],
+    "models:delete": [only_boss("GET", 200), only_boss("POST", 302)],
     "models:catalogue": [any_user("GET", 200)],
     "models:catalogue-first": [any_user("GET", 200)],
     "models:catalogue-entry": [any_user("GET", 200)],
@@ -149,6 +173,12 @@ TABLE: dict[str, list[Row]] = {
     "schemas:batch-delete": [own("POST", 302)],
     "schemas:batch-csv": [own("GET", 200)],
     "schemas:batch-jsonl": [own("GET", 200)],
+    "usage:show": [logged("GET", 200)],
+    "usage:of-message": [logged("GET", 302)],
+    "usage:text": [logged("GET", 200)],
+    "usage:replays": [logged("GET", 200)],
+    "usage:replay": [logged("POST", 302)],
+    "usage:cancel": [logged("POST", 302)],
     "setup": [public("GET", 302), public("POST", 302)],
     "login": [Row("GET", 200, 302, 302, 302)],
     "logout": [Row("GET", LOGIN, 405, 405, 405)],
@@ -183,7 +213,9 @@ from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_K
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
-from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Upload
+from chat.attachments import Attachment, File
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -211,11 +243,23 @@ for number in range(%(number)d):
     account = {"guarantee": "constrained", "fields": {}, "finish_reason": "stop", "usage": {}}
     kept = TryOut.objects.keep(chat.owner, version, input="Hello", text='"Hi"', account=account)
     ids["try_out"] = str(kept.pk)
+    about = {"media_type": "text/plain", "size_bytes": 2, "text": "Hi", "num_chars": 2}
+    file, unsent = (File.objects.create(owner=chat.owner, name=name, **about) for name in ("a.txt", "b.txt"))
+    rag = PromptTemplate.objects.get(name="rag_query", family="").current
+    sent = Attachment.objects.create(
+        message_id=ids["question"], file=file, place=0, mode="passages", passages=[[1, 0, 2]], template_version=rag
+    )
+    importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
+    ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
+    log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
+    ids["generation"] = str(log.pk)
     template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
     template.make_current(template.add_version("Hello"))
     shares = {template.current: 50, template.add_version("Good day"): 50}
     ids["experiment"] = str(Experiment.objects.start(template, "tokens", shares).pk)
     ids["template"] = str(template.pk)
+    tried = Job.objects.create(kind="trial", title="A trial", owner=chat.owner, state="paused")
+    ids["trial"] = str(Trial.objects.create(job=tried, version=template.current).pk)
     rows = {"id": str(chat.pk), "cut": cut, "batch": str(batch.pk), "schema": str(schema.pk)}
     rows |= {"download": str(paused.pk), "upload": str(upload.pk)}
     made["conversations"].append({**rows, **ids})
@@ -278,8 +322,12 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
-    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"]}
+    known |= {"attachment_id": ids["attachment"], "file_id": ids["file"], "number": 1}
+    known |= {"import_id": ids["import"], "part_of": ids["import"]}
+    known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
+    known |= {"upload_id": ids["upload"], "generation_id": ids["generation"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

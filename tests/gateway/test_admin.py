@@ -14,7 +14,7 @@ from django.urls import reverse
 from pytest_django.fixtures import Settings
 
 from chat.models import Conversation
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models import ApiKey, LanguageModel, PromptTemplate, UsageLog
 
 pytestmark = pytest.mark.django_db
 
@@ -187,3 +187,10 @@ def test_a_revoked_key_stops_working(admin_client: Client, admin_user: User) -> 
     data = {"action": "revoke", "_selected_action": [key.pk]}
     admin_client.post(reverse("admin:gateway_apikey_changelist"), data)
     assert ApiKey.objects.authenticate(text) is None
+
+
+def test_prompts_are_read_there_and_changed_on_their_page(admin_client: Client) -> None:
+    template = PromptTemplate.objects.get(name="title")
+    page = admin_client.get(reverse("admin:gateway_prompttemplate_change", args=[template.pk])).content.decode()
+    assert "Write a title of at most six words" in page and template.get_absolute_url() in page
+    assert admin_client.get(reverse("admin:gateway_prompttemplate_add")).status_code == 403

@@ -80,8 +80,13 @@ def test_it_judges_the_usual_quantisation() -> None:
 
 
 def test_the_best_here_is_the_usual_or_the_largest_below_it_that_fits() -> None:
-    assert [on(gigabytes)["Qwen2.5 7B"].quantisation for gigabytes in (32, 6)] == ["Q4_K_M", "Q2_K"]
-    assert on(6)["Qwen2.5 7B"].fit.verdict == "smaller context"
+    found = [on(gigabytes)["Qwen2.5 7B"] for gigabytes in (32, 6, 5, 4)]
+    assert [(choice.quantisation, choice.fit.verdict) for choice in found] == [
+        ("Q4_K_M", "fits"),
+        ("Q3_K_S", "fits"),
+        ("Q3_K_S", "smaller context"),
+        ("Q4_K_M", "does not fit"),
+    ]
 
 
 def test_a_small_model_is_worth_more_bits() -> None:

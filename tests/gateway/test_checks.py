@@ -58,3 +58,11 @@ def test_an_endpoint_that_is_no_address_is_refused(settings: Any, endpoint: str)
     assert checks.check_hub(None) == []
     settings.HF_ENDPOINT = endpoint
     assert ids(checks.check_hub(None)) == ["localllm.E007"]
+
+
+@pytest.mark.parametrize(
+    ("share", "found"), [(0.8, []), (1.0, []), (0.0, ["localllm.E008"]), (80.0, ["localllm.E008"])]
+)
+def test_a_share_of_the_memory_is_a_share(settings: Any, share: float, found: list[str]) -> None:
+    settings.MEMORY_SHARE = share
+    assert ids(checks.check_memory_share(None)) == found

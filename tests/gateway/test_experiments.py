@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from localllm.gateway.models import Experiment, PromptTemplate, UsageLog
+from localllm.gateway.models import Experiment, Feedback, PromptTemplate, UsageLog
 from localllm.gateway.models.experiment import ExperimentError
 from localllm.gateway.models.usage import subject
 
@@ -83,6 +83,17 @@ def test_it_says_when_nothing_is_shown_yet(experiment, versions):
     for number in range(60):
         log(versions[number % 2], completion_tokens=100 + number)
     assert "No difference shown yet" in experiment.verdict(experiment.outcomes())
+
+
+def test_thumbs_count_by_answer_and_answers_without_one_say_nothing(template, versions, django_user_model):
+    ada = django_user_model.objects.create_user("ada")
+    experiment = Experiment.objects.start(template, "thumbs", {versions[0]: 50, versions[1]: 50})
+    for value in (Feedback.UP, Feedback.UP, Feedback.UP, Feedback.DOWN, None):
+        row = log(versions[1], message_id=uuid.uuid4())
+        if value is not None:
+            Feedback.objects.toggle(ada, row.conversation_id, row.message_id, value)
+    sample = experiment.outcomes()[1].sample
+    assert (sample.count, sample.mean) == (4, 0.75)
 
 
 def test_schema_answers_that_were_cut_off_are_not_whole(template, versions):

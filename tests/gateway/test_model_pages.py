@@ -14,6 +14,7 @@ from django.test import Client
 from django.urls import reverse
 
 from chat.models import Conversation
+from localllm.gateway.api.chat_request import ChatCompletionBody
 from localllm.gateway.downloads import store
 from localllm.gateway.models import LanguageModel, UsageLog
 from localllm.gateway.models.model_file import model_file
@@ -190,6 +191,23 @@ def test_the_account_follows_the_form(admin_client: Client, model: LanguageModel
     few, many = (do(admin_client, "settings-fit", model, **filled_in(model, num_slots=number)) for number in (1, 64))
     assert "each of 1 conversation<" in few.replace("</p>", "<") and "each of 64 conversations" in many
     assert "Slots: It is 99" in do(admin_client, "settings-fit", model, **filled_in(model, num_slots=99))
+
+
+@pytest.mark.parametrize(
+    ("body", "stop"),
+    [
+        ({}, ("END",)),
+        ({"stop": "###"}, ("###",)),
+        ({"stop": []}, ()),
+        ({"response_format": {"type": "json_object"}}, ()),
+    ],
+)
+def test_an_api_client_gets_the_stop_strings_of_the_model_unless_it_says_otherwise(
+    model: LanguageModel, body: dict[str, Any], stop: tuple[str, ...]
+) -> None:
+    model.stop = ["END"]
+    asked = ChatCompletionBody.model_validate({"messages": [{"role": "user", "content": "Hello"}], **body})
+    assert asked.to_request(model, "user:1").params.stop == stop
 
 
 # Files

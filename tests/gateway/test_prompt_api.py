@@ -16,9 +16,8 @@ for name, use_case, text in made:
 """
 LAST = """
 from localllm.gateway.models import UsageLog
-from localllm.gateway.models.usage import unpack_messages
 row = UsageLog.objects.select_related("template_version__template").first()
-print(row.template_version, row.template_variables, *unpack_messages(row.messages), sep="\\n")
+print(row.template_version, row.template_variables, *row.dialogue, sep="\\n")
 """
 
 

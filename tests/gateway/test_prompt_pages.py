@@ -4,9 +4,12 @@ import pytest
 from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 
-from localllm.gateway.models import Experiment, PromptTemplate
+from localllm.gateway.models import Experiment, PromptTemplate, Trial, UsageLog
+from localllm.gateway.models.usage import pack_messages
+from localllm.inference.types import Message, Usage
 
 pytestmark = pytest.mark.django_db
+ANSWER = Message("assistant", "An old title")
 
 
 @pytest.fixture
@@ -140,3 +143,22 @@ def test_shares_that_are_none_are_told(editor, title):
     title.add_version("{{ question }}?")
     response = editor.post(address("experiment-new", title.pk), {"metric": "tokens", "share-1": 50, "share-2": 60})
     assert response.status_code == 400 and "together they have to be 100 %" in response.content.decode()
+
+
+def test_a_trial_is_queued_and_its_page_shows_old_and_new_side_by_side(editor, title):
+    eve = User.objects.get(username="eve")
+    said = pack_messages((Message("user", title.current.render({"question": "Why?", "answer": "So."})), ANSWER))
+    variables = {"question": "Why?", "answer": "So."}
+    fields = {"template_version": title.current, "template_variables": variables, "messages": said, "user": eve}
+    UsageLog.objects.create(source="chat", finish_reason="stop", **fields)
+    page = editor.post(address("trial-new", title.pk), {"version": title.current.pk, "number": 5}, follow=True)
+    assert "Not asked yet" in page.content.decode()
+    answer = Trial.objects.get().answers.get()
+    answer.succeed("A new title", Usage())
+    page = editor.get(address("trial", Trial.objects.get().pk)).content.decode()
+    assert "<del>An old title</del>" in page and "<ins>A new title</ins>" in page
+
+
+def test_a_trial_without_anything_to_try_says_so(editor, title):
+    response = editor.post(address("trial-new", title.pk), {"version": title.current.pk, "number": 5})
+    assert response.status_code == 400 and "Ask something with it first" in response.content.decode()

@@ -23,7 +23,7 @@ from tests.inference.test_probe import changed
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_scope="module")]
 
 NUM_CHATS = 4
-LONG = SamplingParams(temperature=99.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=600, seed=1)
+LONG = SamplingParams(temperature=99.0, top_p=1.0, min_p=0.0, top_k=0, max_tokens=150, seed=1)
 SHORT = SamplingParams(max_tokens=4)
 
 

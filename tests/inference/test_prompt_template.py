@@ -2,7 +2,8 @@
 
 import pytest
 
-from localllm.inference.prompt_template import MAX_TEMPLATE_BYTES, Template, TemplateError
+from localllm.inference.prompt_template import MAX_TEMPLATE_BYTES, Template, TemplateError, replaced
+from localllm.inference.types import Message
 
 
 def test_it_puts_values_in_the_place_of_variables():
@@ -47,3 +48,12 @@ def test_it_refuses_to_blow_a_short_template_up():
 def test_it_knows_which_variables_nobody_would_fill():
     with pytest.raises(TemplateError, match=r"Nothing is known of “user” here. It may use “question”"):
         Template("{{ question }} {{ user }}").check(["question"])
+
+
+def test_another_prompt_takes_the_place_of_the_one_that_was_asked():
+    asked = (Message("system", "Be brief.\n\nAs JSON."), Message("user", "Be brief."))
+    assert replaced(asked, "Be brief.", "Be kind.") == (Message("system", "Be kind.\n\nAs JSON."), asked[1])
+    assert replaced(asked[1:], "", "Be kind.") == (Message("system", "Be kind."), asked[1])
+    assert replaced(asked[1:], "Be brief.", "") == ()
+    with pytest.raises(TemplateError, match="does not hold the prompt"):
+        replaced(asked, "Be rude.", "Be kind.")

@@ -184,10 +184,16 @@ class ChatCompletionBody(Body):
         defaults = {name: getattr(model, name) for name in ("temperature", "top_p", "top_k", "min_p")}
         return SamplingParams(
             **{**defaults, **wanted},
-            stop=tuple(_as_list(self.stop)),
+            stop=self._stops(model),
             max_tokens=self.max_completion_tokens or self.max_tokens or model.max_tokens,
             num_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
+
+    def _stops(self, model: LanguageModel) -> tuple[str, ...]:
+        """The client's, or else the model's own; those would cut JSON."""
+        if self.stop is None and isinstance(self.response_format, TextFormat | None):
+            return tuple(model.stop)
+        return tuple(_as_list(self.stop))
 
 
 def turns(messages: list[ChatMessage]) -> tuple[Message, ...]:

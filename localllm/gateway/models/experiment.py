@@ -20,6 +20,7 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from localllm.gateway.models.feedback import Feedback
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.usage import UsageLog
 from localllm.inference.sequential import ALPHA, MIN_COUNT, Interval, Sample, difference
@@ -33,7 +34,7 @@ class ExperimentError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What counts as success. `score` says what one answer adds, None where it says nothing.
+    """What counts as success. `score` says what one answer adds, None where it says nothing; it is told the thumb.
 
     Times and tokens are compared by their logarithms: a few very long answers would drown everything else.
     """
@@ -41,7 +42,7 @@ class Metric:
     title: str
     is_share: bool
     is_less_better: bool
-    score: Callable[[UsageLog], float | None]
+    score: Callable[[UsageLog, Feedback | None], float | None]
 
     def shown(self, mean: float) -> str:
         """A mean in the metric's own unit."""
@@ -52,21 +53,26 @@ class Metric:
         return f"{difference * 100:+.1f} points" if self.is_share else f"{math.expm1(difference) * 100:+.1f} %"
 
 
-def _wholeness(row: UsageLog) -> float | None:
+def _approval(row: UsageLog, thumb: Feedback | None) -> float | None:
+    return None if thumb is None else float(thumb.value == Feedback.UP)
+
+
+def _wholeness(row: UsageLog, thumb: Feedback | None) -> float | None:
     """Of answers by a schema: whether the model came to the end of its document."""
     if row.schema_version_id is None or row.finish_reason in ("error", "cancelled"):
         return None
     return float(row.finish_reason in ("stop", "closed"))
 
 
-def _magnitude(name: str) -> Callable[[UsageLog], float | None]:
-    def score(row: UsageLog) -> float | None:
+def _magnitude(name: str) -> Callable[[UsageLog, Feedback | None], float | None]:
+    def score(row: UsageLog, thumb: Feedback | None) -> float | None:
         return None if row.finish_reason in ("error", "cancelled") else math.log(max(1, getattr(row, name)))
 
     return score
 
 
 METRICS = {
+    "thumbs": Metric("Thumbs up, of all thumbs", True, False, _approval),
     "valid": Metric("Answers by a schema that are whole", True, False, _wholeness),
     "latency": Metric("Milliseconds for an answer", False, True, _magnitude("duration_ms")),
     "tokens": Metric("Tokens of an answer", False, True, _magnitude("completion_tokens")),
@@ -183,9 +189,12 @@ class Experiment(models.Model):
     def _samples(self) -> dict[uuid.UUID, Sample]:
         """By version: one observation for each conversation or key, the mean of its answers."""
         scores: dict[uuid.UUID, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for row in self._answers():
-            score = METRICS[self.metric].score(row)
-            if score is not None and row.template_version_id is not None:
+        answers = self._answers()
+        asked = answers.values_list("message_id", flat=True)
+        thumbs = Feedback.objects.on(asked) if self.metric == "thumbs" else {}  # type: ignore[arg-type]  # null: no thumb
+        for row in answers:
+            score = METRICS[self.metric].score(row, thumbs.get(row.message_id) if row.message_id else None)
+            if score is not None and row.template_version_id is not None and row.subject:
                 scores[row.template_version_id][row.subject].append(score)
         return {
             version_id: Sample.of(sum(each) / len(each) for each in scores[version_id].values())

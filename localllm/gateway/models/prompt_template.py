@@ -18,6 +18,7 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import models, transaction
 from django.db.models import Max, Q
+from django.urls import reverse
 from django.utils import timezone
 
 from localllm.gateway.models.language_model import LanguageModel
@@ -139,6 +140,9 @@ class PromptTemplate(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} for {self.family}" if self.family else self.name
+
+    def get_absolute_url(self) -> str:
+        return reverse("prompts:show", args=[self.pk])
 
     @property
     def current_version(self) -> PromptTemplateVersion:

@@ -5,12 +5,60 @@ from __future__ import annotations
 import struct
 import uuid
 import zlib
+from datetime import datetime, timedelta
 
 import msgspec
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
+from django.urls import reverse
 
-from localllm.inference.types import Message
+from localllm.gateway.models.prompt_template import PromptTemplate
+from localllm.inference.types import Message, ResponseFormat
+
+LONGEST_GENERATION = timedelta(hours=1)  # what ends later than this after another was hardly its neighbour
+
+
+class LoggedSchema(models.Model):
+    """A schema as it was decoded by, once for all generations that name its digest: so they can be run again."""
+
+    digest = models.CharField(max_length=120, primary_key=True)
+    schema = models.TextField()
+    grammar = models.TextField()
+    examples = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.digest
+
+    @staticmethod
+    def keep(format: ResponseFormat) -> None:
+        """What a digest stands for never changes, so the first one stays."""
+        if not LoggedSchema.objects.filter(pk=format.digest).exists():
+            kept = LoggedSchema(
+                digest=format.digest, schema=format.schema, grammar=format.grammar, examples=list(format.examples)
+            )
+            LoggedSchema.objects.bulk_create([kept], ignore_conflicts=True)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        return ResponseFormat(
+            schema=self.schema, digest=self.digest, grammar=self.grammar, examples=tuple(self.examples)
+        )
+
+
+class UsageLogQuerySet(models.QuerySet["UsageLog"]):
+    def visible_to(self, user: User | AnonymousUser) -> UsageLogQuerySet:
+        """Their own; with the right to view the log, all."""
+        if user.has_perm("gateway.view_usagelog"):
+            return self.all()
+        return self.filter(user_id=user.pk) if user.pk else self.none()
+
+    def asked_with(self, template: PromptTemplate) -> UsageLogQuerySet:
+        """Answers in plain text, from their beginning to their end, that a version of `template` asked for."""
+        whole = self.filter(template_version__template=template, finish_reason__in=("stop", "length"))
+        of_people = whole.exclude(messages=b"").exclude(source="trial")
+        return of_people.exclude(parameters__has_any_keys=["response_format", "prefix", "reasoning"])
 
 
 class UsageLog(models.Model):
@@ -19,7 +67,8 @@ class UsageLog(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     created_at = models.DateTimeField(auto_now_add=True, db_index=True)
     source = models.CharField(
-        max_length=16, choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch")]
+        max_length=16,
+        choices=[("chat", "chat"), ("api", "API"), ("schemas", "schemas"), ("batch", "batch"), ("trial", "trial")],
     )
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
@@ -35,10 +84,11 @@ class UsageLog(models.Model):
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)
+    machine = models.CharField(max_length=100, blank=True, help_text="The CPU that it was computed on.")
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
-    messages = models.BinaryField(default=b"", help_text="As they were asked, compressed.")
+    messages = models.BinaryField(default=b"", help_text="What was asked and the answer, compressed.")
     prompt_ids = models.BinaryField(default=b"")
     output_ids = models.BinaryField(default=b"")
     prompt_tokens = models.PositiveIntegerField(default=0)
@@ -50,6 +100,8 @@ class UsageLog(models.Model):
     finish_reason = models.CharField(max_length=16)
     error = models.TextField(blank=True)
 
+    objects = UsageLogQuerySet.as_manager()
+
     class Meta:
         ordering = ("-created_at",)
         verbose_name = "generation"
@@ -57,6 +109,38 @@ class UsageLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_name}, {self.completion_tokens} tokens, {self.finish_reason}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("usage:show", args=[self.pk])
+
+    @property
+    def began_at(self) -> datetime:
+        return self.created_at - timedelta(milliseconds=self.duration_ms)
+
+    @property
+    def is_cut(self) -> bool:
+        """It was stopped from outside; the engine would have gone on."""
+        return self.finish_reason in ("cancelled", "error")
+
+    @property
+    def num_lost(self) -> int:
+        """Tokens at its beginning whose ids are not known: written by an engine that died under it."""
+        return self.completion_tokens - len(unpack_ids(bytes(self.output_ids)))
+
+    def had_neighbours(self) -> bool:
+        """Were other generations of the same model computed in the same batches, at least for a while?"""
+        others = UsageLog.objects.filter(
+            model_sha256=self.model_sha256,
+            created_at__gt=self.began_at,
+            created_at__lt=self.created_at + LONGEST_GENERATION,
+        )
+        rows = others.exclude(pk=self.pk).only("created_at", "duration_ms").iterator()
+        return any(other.began_at < self.created_at for other in rows)
+
+    @property
+    def dialogue(self) -> tuple[Message, ...]:
+        """What was asked, and as the last message the answer."""
+        return unpack_messages(bytes(self.messages))
 
     @property
     def subject(self) -> str:

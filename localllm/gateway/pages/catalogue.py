@@ -12,7 +12,7 @@ from typing import cast
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.models import User
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
 
@@ -20,6 +20,7 @@ from localllm.gateway import catalogue, database, downloads, fitting, repositori
 from localllm.gateway.catalogue import Choice, Entry
 from localllm.gateway.models import Download, LanguageModel
 from localllm.gateway.pages.downloads import MAY_ADD, may_add_models
+from localllm.gateway.pages.request import Request
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import HubError
 from localllm.inference.hub.files import HubFile, Repository
@@ -59,7 +60,7 @@ class Row:
 
 
 @require_GET
-def index(request: HttpRequest) -> HttpResponse:
+def index(request: Request) -> HttpResponse:
     chosen = request.GET.get("show", "")
     cards = [card for card in _cards() if _is_shown(card.choice, chosen)]
     context = {"cards": cards, "filters": FILTERS, "chosen": chosen}
@@ -67,7 +68,7 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 @require_GET
-async def entry(request: HttpRequest, slug: str) -> HttpResponse:
+async def entry(request: Request, slug: str) -> HttpResponse:
     """All quantisations of one model, with the hub's sizes where it may be asked and answers."""
     entry, repository, problem = _entry(slug), None, ""
     if not settings.OFFLINE and await (await request.auser()).ahas_perm(MAY_ADD):
@@ -80,14 +81,14 @@ async def entry(request: HttpRequest, slug: str) -> HttpResponse:
 
 @require_POST
 @may_add_models
-async def get(request: HttpRequest, slug: str) -> HttpResponse:
+async def get(request: Request, slug: str) -> HttpResponse:
     """Download what suits this machine best."""
     entry, problem = _entry(slug), ""
     try:
         await downloads.request_best(entry, user=cast(User, await request.auser()))
     except HubError as exc:
         problem = str(exc)
-    if request.headers.get("HX-Request"):
+    if request.htmx:
         return await database.read(_first_card, request, problem)
     if problem:
         messages.error(request, problem)
@@ -96,12 +97,12 @@ async def get(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_GET
-def first(request: HttpRequest) -> HttpResponse:
+def first(request: Request) -> HttpResponse:
     """For a machine that has only the starter: a card with what to get, then with how far it is."""
     return _first_card(request)
 
 
-def _first_card(request: HttpRequest, problem: str = "") -> HttpResponse:
+def _first_card(request: Request, problem: str = "") -> HttpResponse:
     context = {
         "choice": next((choice for choice in fitting.choices() if choice.is_recommended), None),
         "download": Download.objects.unfinished().first() or Download.objects.complete().first(),
@@ -110,7 +111,7 @@ def _first_card(request: HttpRequest, problem: str = "") -> HttpResponse:
     return render(request, "models/_catalogue_first.html", context | _rights(request))
 
 
-def _entry_page(request: HttpRequest, entry: Entry, repository: Repository | None, problem: str) -> HttpResponse:
+def _entry_page(request: Request, entry: Entry, repository: Repository | None, problem: str) -> HttpResponse:
     context = {
         "choice": next(choice for choice in fitting.choices() if choice.entry is entry),
         "rows": list(_rows(entry, repository)),
@@ -158,5 +159,5 @@ def _entry(slug: str) -> Entry:
     return entry
 
 
-def _rights(request: HttpRequest) -> dict[str, bool]:
-    return {"may_add": cast(User, request.user).has_perm(MAY_ADD), "is_offline": settings.OFFLINE}
+def _rights(request: Request) -> dict[str, bool]:
+    return {"may_add": request.user.has_perm(MAY_ADD), "is_offline": settings.OFFLINE}

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.contrib.auth.models import User
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -18,6 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from localllm.gateway import database, downloads, jobs
 from localllm.gateway.models import Download, Job, LanguageModel
 from localllm.gateway.pages.forms import LoadingForm
+from localllm.gateway.pages.request import Request
 from localllm.inference.errors import HubError
 
 MAY_ADD = "gateway.add_languagemodel"
@@ -28,7 +29,7 @@ may_add_models = permission_required(MAY_ADD, raise_exception=True)
 
 @require_GET
 @may_add_models
-def index(request: HttpRequest) -> HttpResponse:
+def index(request: Request) -> HttpResponse:
     """The queue; for htmx only its list, which asks for itself again while there is something to see."""
     queue = list(Download.objects.unfinished().order_by("job__created_at"))
     context = {
@@ -37,13 +38,12 @@ def index(request: HttpRequest) -> HttpResponse:
         "is_live": any(download.job.is_live for download in queue),
         "only_starter": LanguageModel.objects.filter(is_default=True, is_starter=True).exists(),
     }
-    is_fragment = bool(request.headers.get("HX-Request"))
-    return render(request, "models/_downloads.html" if is_fragment else "models/downloads.html", context)
+    return render(request, "models/_downloads.html" if request.htmx else "models/downloads.html", context)
 
 
 @require_POST
 @may_add_models
-async def start(request: HttpRequest) -> HttpResponse:
+async def start(request: Request) -> HttpResponse:
     """A file of a repository, to be loaded as the form says."""
     repo, name, commit = [request.POST.get(key, "") for key in ("repo", "file", "commit")]
     form, user = LoadingForm(request.POST), cast(User, await request.auser())
@@ -61,19 +61,19 @@ async def start(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 @may_add_models
-def pause(request: HttpRequest, job_id: UUID) -> HttpResponse:
+def pause(request: Request, job_id: UUID) -> HttpResponse:
     return _change(job_id, Job.pause)
 
 
 @require_POST
 @may_add_models
-def resume(request: HttpRequest, job_id: UUID) -> HttpResponse:
+def resume(request: Request, job_id: UUID) -> HttpResponse:
     return _change(job_id, Job.resume)
 
 
 @require_POST
 @may_add_models
-async def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
+async def cancel(request: Request, job_id: UUID) -> HttpResponse:
     row = await database.read(get_object_or_404, Download.objects.select_related("job"), job_id=job_id)
     await downloads.cancel(row)
     return redirect("models:downloads")

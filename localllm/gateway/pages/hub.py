@@ -6,7 +6,7 @@ For those who may add models: the hub answers with what this server's token may 
 from __future__ import annotations
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 from msgspec.structs import replace
@@ -16,6 +16,7 @@ from localllm.gateway.models import LanguageModel
 from localllm.gateway.pages.account import Account
 from localllm.gateway.pages.downloads import may_add_models
 from localllm.gateway.pages.forms import LoadingForm
+from localllm.gateway.pages.request import Request
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError
 from localllm.inference.hub.files import Repository
@@ -23,7 +24,7 @@ from localllm.inference.hub.files import Repository
 
 @require_GET
 @may_add_models
-async def index(request: HttpRequest) -> HttpResponse:
+async def index(request: Request) -> HttpResponse:
     """The files of `?repo=`, and the account of `?file=`; for htmx only that."""
     name, file = request.GET.get("repo", "").strip(), request.GET.get("file", "")
     context: dict[str, object] = {"repo": name, "chosen": file, "form": LoadingForm()}
@@ -38,7 +39,7 @@ async def index(request: HttpRequest) -> HttpResponse:
 
 @require_GET
 @may_add_models
-async def account(request: HttpRequest) -> HttpResponse:
+async def account(request: Request) -> HttpResponse:
     """The account of `?file=` alone, as `?n_ctx=`, `?num_slots=` and `?kv_type=` have it."""
     try:
         repository = await repositories.repository(request.GET.get("repo", ""))
@@ -48,7 +49,7 @@ async def account(request: HttpRequest) -> HttpResponse:
     return await database.read(render, request, "models/_hub_account.html", context)
 
 
-async def _account(request: HttpRequest, repository: Repository, name: str) -> dict[str, object]:
+async def _account(request: Request, repository: Repository, name: str) -> dict[str, object]:
     """`account`, or in `fault` why there is none."""
     form = LoadingForm(request.GET)
     if not form.is_valid():
@@ -64,8 +65,8 @@ async def _account(request: HttpRequest, repository: Repository, name: str) -> d
     return {"account": account, "file": file, "form": form}
 
 
-def _page(request: HttpRequest, repository: Repository | None, context: dict[str, object]) -> HttpResponse:
-    if request.headers.get("HX-Request"):
+def _page(request: Request, repository: Repository | None, context: dict[str, object]) -> HttpResponse:
+    if request.htmx:
         return render(request, "models/_hub_file.html", context | {"repository": repository})
     files = repository.files if repository else ()
     models = LanguageModel.objects.by_hash(file.sha256 for file in files)

@@ -7,6 +7,7 @@ from typing import Any
 
 from django import forms
 
+from localllm.gateway.api.chat_request import MAX_STOP_CHARS, MAX_STOPS
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.pages.account import account_of
 from localllm.inference import amounts
@@ -14,8 +15,6 @@ from localllm.inference.engine.gguf import MAX_CONTEXT
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ModelRefused
 
-MAX_STOPS = 4
-MAX_STOP_CHARS = 100
 NAMES = ("title", "name", "note", "licence", "is_enabled")
 LOADING = EngineSettings.__struct_fields__
 STAYING = ("keep_alive_s", "is_preloaded")

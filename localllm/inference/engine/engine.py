@@ -23,6 +23,7 @@ from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParam
 # more wait for their first token than read.
 MIXED_STEP_S, LONGEST_MIXED_STEP_S = 0.25, 2.0
 MIN_PREFILL_TOKENS = 32
+QUIET_S = 1.0  # without a request, before the self-test: it should not meet the next question of a conversation
 
 
 class Engine:
@@ -53,7 +54,7 @@ class Engine:
         self._inbox.put(None)
 
     def measure(self, tell: Callable[[Speed], None]) -> None:
-        """Test yourself as soon as there is nothing else to do."""
+        """Test yourself as soon as there has been nothing else to do for a while."""
         self._tell_speed = tell
         self._inbox.put(None)
 
@@ -62,10 +63,16 @@ class Engine:
     def run_forever(self) -> None:
         while True:
             self._receive()
-            self.step()
-            self._flush()
             if self._tell_speed and self._scheduler.is_idle:
                 self._test(self._tell_speed)
+            self.step()
+            self._flush()
+
+    def run_until_idle(self) -> None:
+        """Compute until nobody waits or runs; for whoever owns the thread."""
+        self._receive()
+        while not self._scheduler.is_idle:
+            self.step()
 
     def warm_up(self) -> None:
         """Compute one token, so that the first user does not wait for pages and buffers."""
@@ -91,11 +98,11 @@ class Engine:
             tell(speed)
 
     def _receive(self) -> None:
-        """Take in what has arrived; sleep only when there is nothing to compute."""
+        """Take in what has arrived; sleep only when there is nothing to compute, and not long when a test is due."""
         while True:
-            is_idle = self._scheduler.is_idle and not self._tell_speed
+            is_idle = self._scheduler.is_idle
             try:
-                seq = self._inbox.get(block=is_idle)
+                seq = self._inbox.get(block=is_idle, timeout=QUIET_S if self._tell_speed else None)
             except queue.Empty:
                 return
             if is_idle:

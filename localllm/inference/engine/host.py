@@ -27,7 +27,7 @@ from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Lo
 
 log = logging.getLogger(__name__)
 
-Answer = Event | wire.Counted | wire.Previewed | wire.Embedded
+Answer = Event | wire.InquiryAnswer
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -123,7 +123,7 @@ class EngineHost:
                 item = await pending.inbox.get()
                 if isinstance(item, Exception):
                     raise item
-                assert not isinstance(item, wire.Counted | wire.Previewed | wire.Embedded)
+                assert not isinstance(item, wire.InquiryAnswer)
                 if isinstance(item, Finished):
                     del self._pending[id]  # before the yield: nothing is left to cancel
                 yield item
@@ -135,6 +135,12 @@ class EngineHost:
         answer = await self._inquire(lambda id: wire.Count(id, messages))
         assert isinstance(answer, wire.Counted)
         return answer.num_tokens
+
+    async def count_texts(self, texts: Sequence[str]) -> list[int]:
+        """Exact number of tokens of each text by itself."""
+        answer = await self._inquire(lambda id: wire.CountTexts(id, tuple(texts)))
+        assert isinstance(answer, wire.CountedTexts)
+        return list(answer.num_tokens)
 
     async def preview(self, messages: tuple[Message, ...]) -> tuple[str, int]:
         """`messages` as the model would see them, chat template included, and the exact number of their tokens."""
@@ -160,7 +166,7 @@ class EngineHost:
         assert isinstance(answer, wire.Embedded)
         return answer.embeddings
 
-    async def _inquire(self, question: Callable[[int], wire.Count | wire.Preview | wire.Embed]) -> Answer:
+    async def _inquire(self, question: Callable[[int], wire.Inquiry]) -> Answer:
         """The one answer to a question that generates nothing."""
         await self.wait_until_ready()
         async with self._open() as (id, pending):
@@ -277,7 +283,7 @@ class EngineHost:
                 self._mark_rendering(id, time.monotonic())
             case wire.Rendered(id=id):
                 self._mark_rendering(id, None)
-            case wire.Counted(id=id) | wire.Previewed(id=id) | wire.Embedded(id=id):
+            case wire.Counted(id=id) | wire.CountedTexts(id=id) | wire.Previewed(id=id) | wire.Embedded(id=id):
                 self._deliver(id, message)
             case wire.Told(id=id, event=event):
                 self._deliver(id, event)

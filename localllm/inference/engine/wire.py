@@ -49,6 +49,13 @@ class Count(msgspec.Struct, frozen=True, tag=True):
     messages: tuple[Message, ...]
 
 
+class CountTexts(msgspec.Struct, frozen=True, tag=True):
+    """How many tokens is each of these texts by itself, without a chat template around it?"""
+
+    id: int
+    texts: tuple[str, ...]
+
+
 class Embed(msgspec.Struct, frozen=True, tag=True):
     """These texts as vectors, please."""
 
@@ -100,6 +107,11 @@ class Rendered(msgspec.Struct, frozen=True, tag=True):
 class Counted(msgspec.Struct, frozen=True, tag=True):
     id: int
     num_tokens: int
+
+
+class CountedTexts(msgspec.Struct, frozen=True, tag=True):
+    id: int
+    num_tokens: tuple[int, ...]
 
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):
@@ -167,10 +179,10 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     step_s: float | None
 
 
-ToWorker = Load | Submit | Cancel | Count | Preview | Embed | Measure | Ping
-FromWorker = (
-    Progress | Ready | Refused | Rendering | Rendered | Counted | Previewed | Embedded | Measured | Told | Failed | Pong
-)
+Inquiry = Count | CountTexts | Preview | Embed  # generates nothing, and has one answer
+InquiryAnswer = Counted | CountedTexts | Previewed | Embedded
+ToWorker = Load | Submit | Cancel | Inquiry | Measure | Ping
+FromWorker = Progress | Ready | Refused | Rendering | Rendered | InquiryAnswer | Measured | Told | Failed | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker = msgspec.msgpack.Decoder(ToWorker)

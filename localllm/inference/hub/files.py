@@ -19,7 +19,9 @@ from localllm.inference.errors import HubError
 SHA256 = re.compile(r"[0-9a-f]{64}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-QUANTISATION = re.compile(r"(?<![A-Z0-9])(I?Q\d(_[A-Z0-9]{1,2}){1,3}|TQ\d_\d|MXFP4|BF16|F16|F32)(?![A-Z0-9])")
+QUANTISATION = re.compile(
+    r"(?<![A-Z0-9])(Q\d_K(?:_(?:S|M|L|XL))?|Q\d_\d(?:_\d)*|IQ\d_(?:XXS|XS|S|M|NL)|TQ\d_\d|MXFP4|BF16|F16|F32)(?![A-Z0-9])"
+)
 MAX_LICENCE = 100  # characters
 
 
@@ -63,9 +65,9 @@ class HubFile:
 
     @property
     def quantisation(self) -> str:
-        """As its name says it, such as `Q4_K_M`; empty where it says none."""
-        found = QUANTISATION.findall(self.label.upper())
-        return found[-1][0] if found else ""
+        """As its name says it, or its folder, such as `Q4_K_M`; empty where neither does."""
+        found = QUANTISATION.findall(self.label.upper()) or QUANTISATION.findall(self.name.upper())
+        return found[-1] if found else ""
 
 
 @dataclass(frozen=True, slots=True)

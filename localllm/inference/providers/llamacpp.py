@@ -18,6 +18,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference.amounts import size
 from localllm.inference.engine.devices import gpu_bytes
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.host import EngineHost
@@ -28,7 +29,6 @@ from localllm.inference.memory import (
     Machine,
     Need,
     account,
-    gigabytes,
     peak_resident_bytes,
     resident_bytes,
     this_machine,
@@ -78,6 +78,7 @@ class Serving:
     resident_bytes: int = 0
     window: int = 0  # tokens of one conversation
     num_slots: int = 0
+    num_threads: int = 0
     build: str = ""  # of llama.cpp
     pid: int | None = None
     loaded_since: datetime | None = None
@@ -110,6 +111,7 @@ class _Worker:
     is_admitted: bool = False  # its need is counted
     is_retired: bool = False  # it ends with its last reply
     num_users: int = 0
+    num_requests: int = 0  # of the users; the others wait for it to be loaded
     last_used_at: float = field(default_factory=time.time)
     loading: asyncio.Task[None] | None = None
     keep_alive: asyncio.TimerHandle | None = None
@@ -123,7 +125,7 @@ class _Worker:
         """As the header tells it, or as it was measured."""
         if self.need is None:
             return 0
-        if self.model.measured_bytes is None:
+        if not self.model.measured_bytes:
             return self.need.used_bytes
         # The peak holds originals of repacked weights that the kernel drops when memory is wanted.
         return self.model.measured_bytes - (self.need.peak_bytes - self.need.used_bytes)
@@ -165,6 +167,11 @@ class LlamaCpp:
             await asyncio.shield(worker.started)
             return await worker.host.count(messages)
 
+    async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.count_texts(texts)
+
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
         with self._using(model) as worker:
@@ -189,7 +196,7 @@ class LlamaCpp:
 
     async def load(self, model: LocalModel) -> None:
         """Load it, and wait until it is ready. Raises NoRoom, and ProviderError when it will not load."""
-        with self._using(model, takes_over=False) as worker:
+        with self._using(model, is_request=False) as worker:
             await asyncio.shield(worker.started)
             await worker.host.wait_until_ready()
 
@@ -213,12 +220,13 @@ class LlamaCpp:
     async def measure(self, model: LocalModel) -> Measurements:
         """Wait until it is loaded and idle, and measure it. A request that comes meanwhile goes first."""
         await self.load(model)
-        worker = self._workers[model]
+        worker = self._workers.get(model)
+        if worker is None or worker.need is None:
+            raise EngineDied(f"{model.label} was unloaded before it was measured.")
         speed = await worker.host.measure()
-        assert worker.need is not None and worker.host.pid is not None
         return Measurements(
             predicted_bytes=worker.need.peak_bytes,
-            measured_bytes=peak_resident_bytes(worker.host.pid),
+            measured_bytes=peak_resident_bytes(worker.host.pid) if worker.host.pid else 0,
             load_s=worker.host.load_s,
             prefill_per_s=speed.prefill_per_s,
             decode_per_s=speed.decode_per_s,
@@ -243,12 +251,13 @@ class LlamaCpp:
             state=worker.state,
             fraction=host.fraction,
             error=host.error,
-            num_requests=worker.num_users,
-            num_waiting=max(0, worker.num_users - num_slots),
+            num_requests=worker.num_requests,
+            num_waiting=max(0, worker.num_requests - num_slots),
             needed_bytes=worker.needed_bytes,
             resident_bytes=resident_bytes(host.pid) if host.pid else 0,
             window=host.info.window if host.info else 0,
             num_slots=num_slots,
+            num_threads=host.info.num_threads if host.info else 0,
             build=host.info.build if host.info else "",
             pid=host.pid,
             loaded_since=datetime.fromtimestamp(host.ready_at, UTC) if host.ready_at else None,
@@ -269,19 +278,20 @@ class LlamaCpp:
     # The life of a worker
 
     @contextmanager
-    def _using(self, model: LocalModel, *, takes_over: bool = True) -> Iterator[_Worker]:
+    def _using(self, model: LocalModel, *, is_request: bool = True) -> Iterator[_Worker]:
         """The worker of `model`, which is kept while the block runs. From the main thread's event loop only.
 
-        It takes over from older workers of the model, which end.
+        With a request it takes over from older workers of the model, which end.
         """
         worker = self._workers.get(model)
         if worker is None or worker.state == "refused":  # the file may have been mended
             worker = self._begin(model)
         worker.model = model  # its name and keep-alive may be other ones now
         worker.is_retired = worker.is_retired and any(not other.is_retired for other in self._others(worker))
-        if takes_over and not worker.is_retired:
+        if is_request and not worker.is_retired:
             self._retire_soon(self._others(worker))
         worker.num_users += 1
+        worker.num_requests += is_request
         if worker.keep_alive:
             worker.keep_alive.cancel()
         try:
@@ -290,6 +300,7 @@ class LlamaCpp:
             raise ProviderError(str(exc), permanent=True) from exc
         finally:
             worker.num_users -= 1
+            worker.num_requests -= is_request
             worker.last_used_at = time.time()
             if not worker.is_busy:
                 self._rest(worker)
@@ -315,7 +326,7 @@ class LlamaCpp:
             self._forget(worker)
             worker.started.set_exception(exc)
             worker.started.exception()  # whoever waited for it may be gone
-        except InferenceError as exc:
+        except (InferenceError, OSError) as exc:
             worker.host.refuse(str(exc))
         finally:
             if not worker.started.done():
@@ -343,8 +354,8 @@ class LlamaCpp:
             return leaving
         if is_alone:
             raise ProviderError(
-                f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and all models together may "
-                f"take {gigabytes(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
+                f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and all models together may "
+                f"take {size(self.budget_bytes)}. Give it a smaller context window or fewer slots, choose a "
                 "smaller quantisation, or let models take a larger share of the memory.",
                 permanent=True,
             )
@@ -353,10 +364,10 @@ class LlamaCpp:
         raise self._no_room(worker, free, [other for other in others if other.is_busy])
 
     def _no_room(self, worker: _Worker, free: int, holders: list[_Worker]) -> NoRoom:
-        held = ", ".join(f"{each.model.label} ({gigabytes(each.held_bytes)})" for each in holders)
+        held = ", ".join(f"{each.model.label} ({size(each.held_bytes)})" for each in holders)
         return NoRoom(
-            f"{worker.model.label} needs {gigabytes(worker.needed_bytes)} of memory, and "
-            f"{gigabytes(max(0, free))} of the {gigabytes(self.budget_bytes)} for models can be had: "
+            f"{worker.model.label} needs {size(worker.needed_bytes)} of memory, and "
+            f"{size(max(0, free))} of the {size(self.budget_bytes)} for models can be had: "
             f"{held} {'is' if len(holders) == 1 else 'are'} in use. Try again later, or use another model.",
             retry_after_s=RETRY_AFTER_S,
         )

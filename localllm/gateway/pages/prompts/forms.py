@@ -11,6 +11,7 @@ from django.db import transaction
 from localllm.gateway.models import PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.experiment import METRICS
 from localllm.gateway.models.prompt_template import USE_CASES
+from localllm.gateway.models.trial import MAX_ANSWERS
 from localllm.gateway.pages.request import unix_lines
 from localllm.inference.prompt_template import Template, TemplateError
 
@@ -96,3 +97,18 @@ class ExperimentForm(forms.Form):
     def shares(self) -> dict[PromptTemplateVersion, int]:
         given = ((version, self.cleaned_data[f"share-{version.number}"]) for version in self.versions)
         return {version: share for version, share in given if share}
+
+
+class TrialForm(forms.Form):
+    """The version to be tried, and on how many of the last prompts."""
+
+    version = forms.ModelChoiceField(PromptTemplateVersion.objects.none(), label="Version", empty_label=None)
+    number = forms.IntegerField(
+        label="Prompts", min_value=1, max_value=MAX_ANSWERS, initial=20, help_text="The last ones that you may see."
+    )
+
+    def __init__(self, *args: Any, template: PromptTemplate, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        version = cast(forms.ModelChoiceField, self.fields["version"])  # type: ignore[type-arg]
+        version.queryset = template.versions.select_related("template")
+        version.initial = template.versions.first()

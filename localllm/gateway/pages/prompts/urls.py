@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from localllm.gateway.pages.prompts import experiments, insertion, views
+from localllm.gateway.pages.prompts import experiments, insertion, trials, views
 
 app_name = "prompts"
 urlpatterns = [
@@ -18,6 +18,10 @@ urlpatterns = [
     path("<uuid:template_id>/restore/", views.restore, name="restore"),
     path("<uuid:template_id>/insert/", insertion.insert, name="insert"),
     path("<uuid:template_id>/experiment/", experiments.new, name="experiment-new"),
+    path("<uuid:template_id>/trial/", trials.new, name="trial-new"),
     path("experiments/<uuid:experiment_id>/", experiments.show, name="experiment"),
     path("experiments/<uuid:experiment_id>/end/", experiments.end, name="experiment-end"),
+    path("trials/<uuid:trial_id>/", trials.show, name="trial"),
+    path("trials/<uuid:trial_id>/cancel/", trials.cancel, name="trial-cancel"),
+    path("trials/<uuid:trial_id>/resume/", trials.resume, name="trial-resume"),
 ]

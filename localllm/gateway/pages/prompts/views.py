@@ -12,7 +12,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from localllm.gateway import database
-from localllm.gateway.models import LanguageModel, PromptTemplate
+from localllm.gateway.models import LanguageModel, PromptTemplate, Trial
 from localllm.gateway.models.prompt_template import CHOICES, USE_CASES, PromptTemplateError
 from localllm.gateway.pages.prompts import rows
 from localllm.gateway.pages.prompts.forms import PromptTemplateForm
@@ -52,6 +52,7 @@ def show(request: Request, template_id: UUID) -> HttpResponse:
         "version": version,
         "variables": Template(version.text).variables,
         "versions": list(template.versions.select_related("created_by")),
+        "trials": list(Trial.objects.owned_by(request.user).of(template)[:20]),
         "experiments": list(template.experiments.all()[:20]),
         "running": template.experiments.filter(ended_at=None).first(),
         "may_change": rows.may_change(request),
