@@ -25,7 +25,7 @@ LEAST_SHARE = 48  # tokens of a file; with less it says nothing
 PASSAGES_TOKENS = 2_000  # of all passages of a question: more takes long to read, and seldom helps
 SUMMARY_TOKENS = 1_000  # of one file, and at most a quarter of the window: its parts must fit beside it
 QUESTION_TOKENS = 128  # kept free for the question while it is not written yet
-CHARS_PER_TOKEN = 3.5  # a guess, for when the model is not loaded
+CHARS_PER_TOKEN = 3.0  # a careful guess, for when the model is not loaded
 SAMPLE_CHARS = 4_000
 FOCUS_CHARS = 500  # of the question, for a summary to pay attention to
 
@@ -52,7 +52,7 @@ async def fit(file: File, conversation: Conversation, model: LanguageModel, besi
     """`beside` are files that are sent along in full. Exact once the model is loaded, a guess until then."""
     host = local.loaded(model.local())
     if host is None or host.info is None or host.state != "ready":
-        room = int(model.n_ctx * 0.75 - sum(each.num_chars for each in beside) / CHARS_PER_TOKEN)
+        room = int(model.n_ctx * 0.5 - sum(each.num_chars for each in beside) / CHARS_PER_TOKEN)
         num_tokens = int(file.num_chars / CHARS_PER_TOKEN) + 1
         cut_at = max(1, int(room * CHARS_PER_TOKEN)) if num_tokens > room else None
         return Fit(file, num_tokens, False, cut_at)
@@ -81,15 +81,19 @@ async def settle(reply: Message) -> AsyncGenerator[float]:
     room = await _room(info.window, task.turns, task.conversation, task.model)
     share = room // (len(task.to_summarise) + bool(task.to_search))
     if share < LEAST_SHARE:
-        raise ContextOverflow(
-            f"The conversation leaves {max(0, room)} of {info.window} tokens for the attached files, which is too "
-            "few. Begin a new chat with them, or choose a model with a larger context."
-        )
+        raise _no_room(room, info.window)
     for number, attachment in enumerate(task.to_summarise):
         async for fraction in _summarise(attachment, task, min(share, SUMMARY_TOKENS, info.window // 4)):
             yield (number + fraction) / len(task.to_summarise)
-    if task.to_search:
-        await _search(task, min(share, PASSAGES_TOKENS))
+    if task.to_search and not await _search(task, min(share, PASSAGES_TOKENS)):
+        raise _no_room(room, info.window)
+
+
+def _no_room(room: int, window: int) -> ContextOverflow:
+    return ContextOverflow(
+        f"The conversation leaves {max(0, room)} of {window} tokens for the attached files, which is too few. "
+        "Begin a new chat with them, or choose a model with a larger context."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,8 @@ async def _summarise(attachment: Attachment, task: _Task, max_tokens: int) -> As
     await database.store(attachment.save, update_fields=["summary"])
 
 
-async def _search(task: _Task, max_tokens: int) -> None:
+async def _search(task: _Task, max_tokens: int) -> bool:
+    """Choose as many passages as fit, and store them; False where not even one does."""
     version = await summaries.template("rag_query", task.model)
     texts = [each.file.text for each in task.to_search]
     counter = LocalCounter(task.model.local())
@@ -166,10 +171,12 @@ async def _search(task: _Task, max_tokens: int) -> None:
         chosen = await database.read(passages.choose, texts, task.question.text, max_chars)
         _put(task, chosen, version)
         (num_tokens,) = await counter.texts([compose("", task.to_search)])
-        if num_tokens <= max_tokens or len(chosen) == 1:
-            break
+        if num_tokens <= max_tokens:
+            await database.store(Attachment.objects.bulk_update, task.to_search, ["passages", "template_version"])
+            return True
+        if len(chosen) == 1:
+            return False
         max_chars = max_chars * 3 // 4
-    await database.store(Attachment.objects.bulk_update, task.to_search, ["passages", "template_version"])
 
 
 def _put(task: _Task, chosen: list[passages.Passage], version: PromptTemplateVersion) -> None:

@@ -207,12 +207,21 @@ class Attachment(models.Model):
 def compose(text: str, attachments: Iterable[Attachment]) -> str:
     """The message as the model reads it: files first, then passages, the question last."""
     attachments = list(attachments)
-    template = next((each.template_version for each in attachments if each.template_version), None)
-    if template is not None:
-        passages = [passage for each in attachments for passage in each.shown_passages]
-        listed = "\n\n".join(f"[{each.number}] ({each.source})\n{each.text}" for each in passages)
-        text = template.render({"passages": listed, "question": text})
+    if (template := template_of(attachments)) is not None:
+        text = template.render(variables(text, attachments))
     return "\n\n".join([*(each.block for each in attachments if each.block), text])
+
+
+def template_of(attachments: Iterable[Attachment]) -> PromptTemplateVersion | None:
+    """What the passages among them are asked with."""
+    return next((each.template_version for each in attachments if each.template_version), None)
+
+
+def variables(text: str, attachments: Iterable[Attachment]) -> dict[str, str]:
+    """The values for that template."""
+    passages = [passage for each in attachments for passage in each.shown_passages]
+    listed = "\n\n".join(f"[{each.number}] ({each.source})\n{each.text}" for each in passages)
+    return {"passages": listed, "question": text}
 
 
 def _block(title: str, text: str) -> str:

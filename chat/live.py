@@ -18,11 +18,10 @@ from uuid import UUID
 import msgspec
 from django.db import transaction
 
-from chat import attaching, markdown
-from chat.attachments import Attachment
+from chat import attaching, attachments, markdown
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
-from localllm.gateway.models import LanguageModel
+from localllm.gateway.models import LanguageModel, PromptTemplateVersion
 from localllm.inference.errors import InferenceError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import dumps
@@ -281,17 +280,16 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
     def prepare() -> _Question:
         related = Conversation.objects.select_related("model", "owner", "template")
         conversation = related.get(pk=reply.message.conversation_id)
-        model, template_version = conversation.resolved_model(), conversation.prompt_version
-        files = Attachment.objects.filter(message__children=reply.message, template_version__isnull=False)
-        files_template = files.values_list("template_version_id", flat=True).first()
+        model = conversation.resolved_model()
+        template_version, variables = _asked_with(conversation, reply.message, model)
         asker = completions.Asker(
             source="chat",
             user=conversation.owner,
             conversation_id=conversation.pk,
             message_id=reply.message.pk,
             schema_version_id=reply.message.schema_version_id,
-            template_version_id=template_version.pk if template_version else files_template,
-            template_variables=conversation.prompt_variables(model) if template_version else {},
+            template_version_id=template_version.pk if template_version else None,
+            template_variables=variables,
         )
         version = reply.message.schema_version
         return _Question(
@@ -317,6 +315,18 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
     return outcome
+
+
+def _asked_with(
+    conversation: Conversation, message: Message, model: LanguageModel
+) -> tuple[PromptTemplateVersion | None, dict[str, str]]:
+    """The prompt that an answer counts for: around passages where there are any, else the chat's."""
+    question = message.parent
+    files = list(question.attachments.all()) if question else []
+    if question and (template := attachments.template_of(files)):
+        return template, attachments.variables(question.text, files)
+    version = conversation.prompt_version
+    return version, conversation.prompt_variables(model) if version else {}
 
 
 async def _settle_files(reply: LiveReply) -> None:

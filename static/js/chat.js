@@ -134,7 +134,7 @@ function startChat() {
         composer.dispatchEvent(new Event("sent"));
       }
       changedChats();
-      await refresh();
+      await refresh({ toEnd: true });
       const element = byId(`m-${reply}`);
       if (element && !element.hasAttribute("data-live")) announceEnd(element, textOf(element));
     },
@@ -242,11 +242,16 @@ function startChat() {
     return [...template.content.children];
   }
 
-  /* Show the messages as the server has them; elements that did not change stay. */
-  async function refresh() {
+  /* Show the messages as the server has them; elements that did not change stay. Where a part from the middle
+     is shown, it stays that part, unless the end is asked for. */
+  async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
-    const first = messages.querySelector("[data-id]")?.dataset.id ?? "";
-    const response = await fetch(`${messages.dataset.url}?from=${first}`).catch(() => null);
+    const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
+    const isPart = byId("later") !== null;
+    const part = new URLSearchParams();
+    if (!isPart || !toEnd) part.set("from", shown[0] ?? "");
+    if (isPart && !toEnd) part.set("to", shown.at(-1));
+    const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
@@ -391,14 +396,15 @@ function startChat() {
   let isAtEnd = !location.hash;
   const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
   scroller.addEventListener("scroll", () => {
-    isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    isAtEnd = !byId("later") && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
   const follow = new ResizeObserver(() => isAtEnd && toEnd());
   follow.observe(messages);
   follow.observe(scroller);
-  byId("to-latest").addEventListener("click", () => {
+  byId("to-latest").addEventListener("click", async () => {
+    if (byId("later")) await refresh({ toEnd: true });
     isAtEnd = true;
     toEnd();
   });
@@ -407,7 +413,7 @@ function startChat() {
   messages.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "earlier") return;
     const below = scroller.scrollHeight - scroller.scrollTop;
-    messages.addEventListener("htmx:afterSettle", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
+    messages.addEventListener("htmx:afterSwap", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
   });
 
   // Screen readers get whole sentences

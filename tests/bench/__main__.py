@@ -19,6 +19,7 @@ from tests.bench.first_token import first_token
 from tests.bench.fit import fit
 from tests.bench.frames import frames
 from tests.bench.kv_unified import kv_unified
+from tests.bench.long_chat import long_chat
 from tests.bench.make_model import SHAPES
 from tests.bench.measure import Report, keep, machine
 from tests.bench.memory import memory
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Coroutine[Any, Any, Report]]] = {
     "memory": memory,
     "fit": fit,
     "kv-unified": kv_unified,
+    "long-chat": long_chat,
 }
 
 

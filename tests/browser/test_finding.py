@@ -71,7 +71,7 @@ def test_a_model_of_the_catalogue_is_got_paused_resumed_and_made_the_default(pag
     hub.pause_s = 0
     row.get_by_role("button", name="Resume").click()
     expect(page.locator(".ready")).to_contain_text("Phi-3 Mini", timeout=30_000)
-    page.get_by_role("button", name="Make it the default: Phi-3 Mini").click()
+    page.get_by_role("button", name="Make it the default Phi-3 Mini").click()
     expect(page.locator("#messages")).to_contain_text("is the default model now")
 
 

@@ -132,7 +132,7 @@ async def test_files_go_with_their_chat(chat, alice):
 
 async def test_what_fits_is_counted_and_what_does_not_is_cut_between_sentences(chat, alice):
     model = await database.read(LanguageModel.objects.default)
-    await (await providers.local.host(model.local())).wait_until_ready()
+    await providers.local.load(model.local())
     short, long = await database.write(lambda: (stored(alice, "Hi."), stored(alice, TOWNS)))
     assert (await attaching.fit(short, chat, model)).cut_at is None
     fit = await attaching.fit(long, chat, model)
@@ -143,9 +143,11 @@ async def test_what_fits_is_counted_and_what_does_not_is_cut_between_sentences(c
 
 async def test_what_was_cut_where_it_was_said_is_answered(chat, alice):
     model = await database.read(LanguageModel.objects.default)
+    await providers.local.load(model.local())
     file = await database.write(stored, alice, TOWNS)
     fit = await attaching.fit(file, chat, model)
-    assert (await answer(chat, "Who?", by(file, "cut", fit.cut_at))).status == "complete"
+    reply = await answer(chat, "Who?", by(file, "cut", fit.cut_at))
+    assert reply.status == "complete", reply.error
 
 
 async def test_passages_are_chosen_for_the_question_stored_and_numbered_on(chat, alice):
@@ -161,7 +163,7 @@ async def test_passages_are_chosen_for_the_question_stored_and_numbered_on(chat,
 
 
 async def test_a_second_question_about_passages_counts_on(chat, alice):
-    await answer(chat, "When was number 42 founded?", by(await database.write(stored, alice, TOWNS[:3000]), "passages"))
+    await answer(chat, "When was number 42 founded?", by(await database.write(stored, alice, TOWNS[:900]), "passages"))
     file = await database.write(stored, alice, "Cats sleep a lot. " * 20)
     reply = await answer(chat, "Do cats sleep?", by(file, "passages"), cid="c2")
     passages = await database.read(lambda: chat.passages(chat.path(reply.pk)))

@@ -66,10 +66,10 @@ def test_it_greets_with_the_model_and_suggestions(page, model):
     assert "What can you do?" in text
 
 
-def test_it_says_that_the_starter_model_is_a_toy_only_while_there_is_no_other(page, model):
-    assert "This is a toy." in html(page.get("/"))
+def test_it_offers_a_real_model_only_while_there_is_but_the_starter(page, model):
+    assert "Get a model that fits this machine" in html(page.get("/"))
     LanguageModel.objects.create(name="big", path="/b.gguf", size_bytes=1, file_mtime_ns=1)
-    assert "This is a toy." not in html(page.get("/"))
+    assert "Get a model that fits this machine" not in html(page.get("/"))
 
 
 def test_it_tells_how_to_get_a_model_when_there_is_none(page):

@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def logged(method: str, status: int) -> Row:
+    """A logged generation is its asker's, and that of who may view the log."""
+    return Row(method, LOGIN, GONE, status, status)
+
+
 def only_boss(method: str, status: int, **form: str) -> Row:
     """Those with the permission; of these people only the admin."""
     return Row(method, LOGIN, 403, status, 403, form)
@@ -168,6 +173,12 @@ TABLE: dict[str, list[Row]] = {
     "schemas:batch-delete": [own("POST", 302)],
     "schemas:batch-csv": [own("GET", 200)],
     "schemas:batch-jsonl": [own("GET", 200)],
+    "usage:show": [logged("GET", 200)],
+    "usage:of-message": [logged("GET", 302)],
+    "usage:text": [logged("GET", 200)],
+    "usage:replays": [logged("GET", 200)],
+    "usage:replay": [logged("POST", 302)],
+    "usage:cancel": [logged("POST", 302)],
     "setup": [public("GET", 302), public("POST", 302)],
     "login": [Row("GET", 200, 302, 302, 302)],
     "logout": [Row("GET", LOGIN, 405, 405, 405)],
@@ -204,6 +215,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from chat.models import Conversation
 from chat.attachments import Attachment, File
 from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload, UsageLog
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -239,6 +251,8 @@ for number in range(%(number)d):
     )
     importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
     ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
+    log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
+    ids["generation"] = str(log.pk)
     template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
     template.make_current(template.add_version("Hello"))
     shares = {template.current: 50, template.add_version("Good day"): 50}
@@ -312,6 +326,8 @@ def address(name: str, ids: dict[str, str]) -> str:
     known |= {"import_id": ids["import"], "part_of": ids["import"]}
     known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
+    known |= {"upload_id": ids["upload"], "generation_id": ids["generation"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

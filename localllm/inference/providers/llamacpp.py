@@ -78,6 +78,7 @@ class Serving:
     resident_bytes: int = 0
     window: int = 0  # tokens of one conversation
     num_slots: int = 0
+    num_threads: int = 0
     build: str = ""  # of llama.cpp
     pid: int | None = None
     loaded_since: datetime | None = None
@@ -256,6 +257,7 @@ class LlamaCpp:
             resident_bytes=resident_bytes(host.pid) if host.pid else 0,
             window=host.info.window if host.info else 0,
             num_slots=num_slots,
+            num_threads=host.info.num_threads if host.info else 0,
             build=host.info.build if host.info else "",
             pid=host.pid,
             loaded_since=datetime.fromtimestamp(host.ready_at, UTC) if host.ready_at else None,
