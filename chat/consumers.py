@@ -245,7 +245,7 @@ def _attachments(frame: dict[str, Any]) -> list[FileChoice]:
         return [
             FileChoice.parse(each["file"], each["mode"], each.get("cut_at")) for each in frame.get("attachments", ())
         ]
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         raise FrameError("Expected attachments, each with the id of a file and a mode.") from None
 
 

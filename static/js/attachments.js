@@ -7,6 +7,7 @@ const byId = (id) => document.getElementById(id);
 const composer = byId("composer");
 const list = byId("files");
 const MAX_BYTES = 10 << 20; // what the server takes
+const LONG_CHARS = 4_000; // of a paste
 
 let numUploading = 0;
 
@@ -72,6 +73,21 @@ function attach(files) {
   byId("composer-text").focus();
 }
 
+/* A long paste stays in the box; it may become a file instead. */
+function offer(text) {
+  const chip = document.createElement("li");
+  chip.className = "file-chip is-waiting";
+  chip.innerHTML = '<span class="file-about">That is a long text.</span><button type="button" class="button">Attach it as a file</button>';
+  chip.querySelector("button").addEventListener("click", () => {
+    const box = byId("composer-text");
+    box.value = box.value.replace(text.replaceAll("\r\n", "\n"), "");
+    box.dispatchEvent(new Event("input"));
+    chip.remove();
+    attach([new File([text], "Pasted text.txt", { type: "text/plain" })]);
+  });
+  list.append(chip);
+}
+
 async function restore() {
   for (const id of JSON.parse(localStorage.getItem(list.dataset.key) ?? "[]")) {
     const query = new URLSearchParams(place());
@@ -96,7 +112,9 @@ if (composer) {
     event.target.value = "";
   });
   composer.addEventListener("paste", (event) => {
-    if (!event.clipboardData.files.length) return;
+    const text = event.clipboardData.getData("text");
+    if (text.length > LONG_CHARS) offer(text);
+    if (text || !event.clipboardData.files.length) return;
     event.preventDefault();
     attach([...event.clipboardData.files]);
   });

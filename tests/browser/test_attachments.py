@@ -17,6 +17,14 @@ DROP = """([name, text]) => {
   document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: files, bubbles: true, cancelable: true }));
 }"""
 
+PASTE = """(text) => {
+  const data = new DataTransfer();
+  data.setData("text/plain", text);
+  const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+  document.activeElement.dispatchEvent(event);
+  if (!event.defaultPrevented) document.execCommand("insertText", false, text);
+}"""
+
 
 def pick(page, name, data):
     with page.expect_file_chooser() as chooser:
@@ -65,6 +73,16 @@ def test_a_picked_file_stays_over_a_reload_and_can_be_removed(page):
     expect(page.locator(".file-chip")).to_have_count(0)
     page.reload()
     expect(page.get_by_role("button", name="Attach files")).to_be_visible()
+    expect(page.locator(".file-chip")).to_have_count(0)
+
+
+def test_a_long_paste_may_become_a_file(page):
+    page.get_by_label("Message", exact=True).focus()
+    page.evaluate(PASTE, "A long story. " * 400)
+    page.get_by_role("button", name="Attach it as a file").click()
+    expect(page.locator(".file-chip[data-file]")).to_contain_text("Pasted text.txt")
+    expect(page.get_by_label("Message", exact=True)).to_have_value("")
+    page.get_by_role("button", name="Remove Pasted text.txt").click()
     expect(page.locator(".file-chip")).to_have_count(0)
 
 

@@ -71,6 +71,13 @@ MALFORMED = [
     '{"type": "send", "cid": "c", "text": "x", "schema": 7}',
     '{"type": "send", "cid": "c", "text": "x", "schema": "contact"}',
     '{"type": "send", "cid": "c", "text": "x", "schema": "00000000-0000-0000-0000-000000000000"}',
+    '{"type": "send", "cid": "c", "text": "x", "attachments": null}',
+    '{"type": "send", "cid": "c", "text": "x", "attachments": ["abc"]}',
+    '{"type": "send", "cid": "c", "text": "x", "attachments": [{"file": "1", "mode": "full"}]}',
+    '{"type": "send", "cid": "c", "text": "x", "attachments": [{"file": "00000000-0000-0000-0000-000000000000", '
+    '"mode": "cut", "cut_at": 1e999}]}',
+    '{"type": "send", "cid": "c", "text": "x", "attachments": [{"file": "00000000-0000-0000-0000-000000000000", '
+    '"mode": "full"}]}',
     '{"type": "edit", "cid": "c", "text": "x", "message": "1 OR 1=1"}',
     '{"type": "stop", "message": null}',
     '{"type": "stop", "message": {"id": 1}}',

@@ -85,7 +85,9 @@ def cancel(request: Request, generation_id: UUID) -> HttpResponse:
 
 
 def _visible(user: User, id: UUID) -> UsageLog:
-    rows = UsageLog.objects.visible_to(user).select_related("user", "api_key", "model", "schema_version__schema")
+    rows = UsageLog.objects.visible_to(user).select_related(
+        "user", "api_key", "model", "schema_version__schema", "template_version__template"
+    )
     return get_object_or_404(rows, pk=id)
 
 
