@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
-from chat.models import Conversation, Message
+from chat.models import Conversation, Message, Summary
 
 
 class ReadOnly:
@@ -28,6 +28,14 @@ class MessageInline(ReadOnly, admin.StackedInline):  # type: ignore[type-arg]
     extra = 0
 
 
+class SummaryInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    model = Summary
+    fields = ("created_at", "num_messages", "tokens_before", "tokens_after", "model_name", "edited_by", "is_undone")
+    can_delete = False
+    show_change_link = True
+    extra = 0
+
+
 @admin.register(Conversation)
 class ConversationAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("__str__", "owner", "model", "num_messages", "updated_at", "is_pinned", "is_archived")
@@ -36,7 +44,7 @@ class ConversationAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     list_select_related = ("owner", "model")
     date_hierarchy = "updated_at"
     exclude = ("leaf",)
-    inlines = (MessageInline,)
+    inlines = (SummaryInline, MessageInline)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Conversation]:
         conversations: QuerySet[Conversation] = super().get_queryset(request)
@@ -60,3 +68,35 @@ class MessageAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         # Only along with its conversation or its owner: a tree with a hole is no conversation.
         match = request.resolver_match
         return match is not None and not str(match.url_name).startswith("chat_message_")
+
+
+@admin.register(Summary)
+class SummaryAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """Compressed history: what a summary stands for, what it saved, who or what wrote it."""
+
+    list_display = (
+        "created_at",
+        "conversation",
+        "num_messages",
+        "tokens_before",
+        "tokens_after",
+        "saved",
+        "model_name",
+        "template_version",
+        "edited_by",
+        "is_undone",
+    )
+    list_filter = ("is_undone", "created_at", "model_name", "edited_by")
+    search_fields = ("=conversation__id", "conversation__title", "conversation__owner__username", "text")
+    list_select_related = ("conversation", "template_version__template", "edited_by")
+    date_hierarchy = "created_at"
+    exclude = ("data",)
+
+    @admin.display(description="saving")
+    def saved(self, summary: Summary) -> str:
+        return f"{summary.saving:.0%}"
+
+    def has_delete_permission(self, request: HttpRequest, obj: Summary | None = None) -> bool:
+        # Only along with its conversation: later summaries are built on it.
+        match = request.resolver_match
+        return match is not None and not str(match.url_name).startswith("chat_summary_")

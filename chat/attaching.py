@@ -57,7 +57,7 @@ async def fit(file: File, conversation: Conversation, model: LanguageModel, besi
         cut_at = max(1, int(room * CHARS_PER_TOKEN)) if num_tokens > room else None
         return Fit(file, num_tokens, False, cut_at)
     counter = LocalCounter(model.local())
-    turns = await database.read(conversation.turns, model, conversation.leaf_id)
+    turns = (await database.read(conversation.context)).messages
     room = await _room(host.info.window, turns, conversation, model) - QUESTION_TOKENS
     room -= sum([await chunking.count(each.text, counter) for each in beside])
     num_tokens = await chunking.count(file.text, counter)
@@ -77,7 +77,7 @@ async def settle(reply: Message) -> AsyncGenerator[float]:
     task = await database.read(_Task.of, reply)
     if task is None:
         return
-    info = await summaries.model_info(task.model)
+    info = await local.info(task.model.local())
     room = await _room(info.window, task.turns, task.conversation, task.model)
     share = room // (len(task.to_summarise) + bool(task.to_search))
     if share < LEAST_SHARE:
@@ -121,7 +121,7 @@ class _Task:
             question=unsettled[0].message,
             conversation=conversation,
             model=model,
-            turns=conversation.turns(model, reply.parent_id),
+            turns=conversation.context(reply.parent_id).messages,
             to_summarise=[each for each in unsettled if each.mode == "summary"],
             to_search=[each for each in unsettled if each.mode == "passages"],
             first_number=max(known, default=0) + 1,

@@ -7,7 +7,8 @@ From the browser                             To the browser
   continue {message}                           text {message, at, to, text}    append when `at` is the cursor
   stop {message}                               block {message, at, to, html}   replaces the tail from at to to
   resume {message}                             reasoning {message, at, to, text}  append, or begin where `at` is 0
-                                               status {message, ...}           queue place, loading, prefill
+  compress {again}                             compressing {is_on}             older messages are being summarised
+                                               status {message, ...}           queue, loading, prefill, compression
                                                done {message, status}          fetch its final form
                                                error {cid?, message}           a sentence; nothing was changed
 A cursor is a code-point offset in the reply's text, opaque to the browser. `schema` is the id of one, or null
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, cast
@@ -34,12 +36,18 @@ from django.utils import timezone
 
 from chat import live
 from chat.attachments import FileChoice
-from chat.models import Conversation, ConversationError, Message
+from chat.context import compression
+from chat.models import Conversation, ConversationError, Message, Summary
 from localllm.gateway import database
+from localllm.inference.errors import InferenceError
+
+log = logging.getLogger(__name__)
 
 # Applications may close with 1000 or 4000-4999 only.
 CLOSE_SIGNED_OUT, CLOSE_NOT_FOUND, CLOSE_MALFORMED = 4001, 4004, 4007
 MAX_CID_CHARS = 64
+
+_reports: set[asyncio.Task[None]] = set()
 
 
 class FrameError(Exception):
@@ -144,6 +152,30 @@ class ChatConsumer(AsyncWebsocketConsumer):
             reader.cancel()
         self.readers[id] = asyncio.create_task(self._read(id), name=f"reader of {id}")
 
+    async def compress(self, frame: dict[str, Any]) -> None:
+        """Summarise older messages, or write their summary `again`. It goes on when the tab is closed."""
+        again = frame.get("again", False)
+        if not isinstance(again, bool):
+            raise FrameError("Expected true or false as `again`.")
+        task = compression.start(self.conversation_id, again=again)
+        report = asyncio.create_task(self._report(task), name=f"report on {self.conversation_id}")
+        _reports.add(report)  # outlives this tab: the others are to hear of it
+        report.add_done_callback(_reports.discard)
+
+    async def _report(self, task: asyncio.Task[Summary]) -> None:
+        """Tell all tabs that a compression began and ended, and this one what went wrong."""
+        await self.channel_layer.group_send(self.group, {"type": "compressing", "is_on": True})
+        await asyncio.wait([task])
+        await self.channel_layer.group_send(self.group, {"type": "compressing", "is_on": False})
+        problem = None if task.cancelled() else task.exception()
+        if problem is None:
+            await self.channel_layer.group_send(self.group, {"type": "changed"})
+            return
+        if not isinstance(problem, ConversationError | InferenceError):
+            log.error("Conversation %s was not compressed.", self.conversation_id, exc_info=problem)
+            problem = ConversationError("Something went wrong here. The log says what.")
+        await self.channel_layer.send(self.channel_name, {"type": "refused", "message": str(problem)})
+
     async def _begin(self, reply: Message, answer: live.Frame) -> None:
         await live.start(reply)
         await self._send(answer)
@@ -161,6 +193,12 @@ class ChatConsumer(AsyncWebsocketConsumer):
         if hint.get("from") != self.channel_name:
             await self._send({"type": "changed"})
 
+    async def compressing(self, hint: dict[str, Any]) -> None:
+        await self._send(hint)
+
+    async def refused(self, hint: dict[str, Any]) -> None:
+        await self._send({"type": "error", "cid": None, "message": hint["message"]})
+
     async def _send(self, frame: live.Frame) -> None:
         await self.send(text_data=json.dumps(frame, ensure_ascii=False))
 
@@ -172,6 +210,7 @@ OPERATIONS: dict[str, Callable[[ChatConsumer, dict[str, Any]], Awaitable[None]]]
     "continue": ChatConsumer.continue_reply,
     "stop": ChatConsumer.stop,
     "resume": ChatConsumer.resume,
+    "compress": ChatConsumer.compress,
 }
 
 

@@ -56,7 +56,7 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
 
     class Meta:
         model = Conversation
-        fields = ("template", "system_prompt", *SAMPLING)
+        fields = ("template", "system_prompt", "compress_at", *SAMPLING)
 
     def __init__(self, data: Any, *, instance: Conversation, inherits: LanguageModel | None) -> None:
         super().__init__(data, instance=instance, auto_id="setting-%s")
@@ -65,6 +65,8 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
         template.empty_label, template.label = "Default", "System prompt template"
         prompt = inherits.system_prompt if inherits else ""
         self.fields["system_prompt"].widget.attrs |= {"rows": 4, "placeholder": prompt or "None"}
+        self.fields["compress_at"].required = False  # not given: as it is
+        self.fields["compress_at"].help_text = "Then they stand there as key facts; nothing is deleted."
         for name, (least, most, step, hint) in SAMPLING.items():
             field = self.fields[name]
             field.help_text = hint

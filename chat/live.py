@@ -19,6 +19,7 @@ import msgspec
 from django.db import transaction
 
 from chat import attaching, attachments, markdown
+from chat.context import compression
 from chat.models import Conversation, Message
 from localllm.gateway import completions, data_view, database, structured
 from localllm.gateway.models import LanguageModel, PromptTemplateVersion
@@ -26,6 +27,7 @@ from localllm.inference.errors import InferenceError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import dumps
 from localllm.inference.structured import Attempt, StructuredError, StructuredResult, refused
+from localllm.inference.summarise import Progress
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, Prefill, Usage, Waiting
 
 log = logging.getLogger(__name__)
@@ -275,6 +277,7 @@ async def _write(reply: LiveReply) -> None:
 
 
 async def _generate(reply: LiveReply) -> Finished | StructuredResult:
+    await _make_room(reply)
     await _settle_files(reply)
 
     def prepare() -> _Question:
@@ -315,6 +318,17 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
     return outcome
+
+
+async def _make_room(reply: LiveReply) -> None:
+    async with aclosing(compression.make_room(reply.message)) as events:
+        async for event in events:
+            match event:
+                case Progress(num_done=done, num_parts=total):
+                    reply.stage = {"stage": "compression", "fraction": round(done / total, 2)}
+                    reply.wake()
+                case _:
+                    _note(reply, event)
 
 
 def _asked_with(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models, transaction
@@ -16,14 +18,16 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from chat.attachments import Attachment, File, FileChoice, Passage, compose
+from chat.context.plan import Plan, plan
 from localllm.gateway.models import Feedback, LanguageModel, PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.prompt_template import chat_variables
 from localllm.gateway.models.usage import subject
+from localllm.inference.compression import TITLES, Fact, KeyFacts
 from localllm.inference.types import ChatRequest, SamplingParams, Usage
-from localllm.inference.types import Message as Turn
 
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
+COMPRESS_AT = [(0, "Never"), *((share, f"At {share} % of the window") for share in (50, 75, 90))]
 
 __all__ = ["Attachment", "Conversation", "ConversationError", "File", "Message"]
 
@@ -71,6 +75,12 @@ class Conversation(models.Model):
     repeat_penalty = models.FloatField(null=True, blank=True)
     max_tokens = models.PositiveIntegerField(null=True, blank=True)
     seed = models.PositiveIntegerField(null=True, blank=True)
+
+    compress_at = models.PositiveSmallIntegerField(
+        "summarise older messages",
+        default=75,
+        choices=COMPRESS_AT,
+    )
 
     objects = ConversationQuerySet.as_manager()
 
@@ -132,21 +142,36 @@ class Conversation(models.Model):
         schemas: Any = Conversation._meta.get_field("schema").related_model
         return schemas.objects.visible_to(user).filter(versions__isnull=False).distinct()  # type: ignore[no-any-return]
 
-    def turns(self, model: LanguageModel, leaf_id: uuid.UUID | None) -> tuple[Turn, ...]:
-        """The branch down to `leaf_id` as `model` reads it, the system prompt first."""
-        system = self.system_text(model)
-        turns = [Turn("system", system)] if system else []
-        for message in self.branch(self.path(leaf_id) if leaf_id else []):
-            if message.content:
-                turns.append(Turn(message.role, message.content))  # type: ignore[arg-type]
-        return tuple(turns)
+    def context(self, leaf_id: uuid.UUID | None = None) -> Plan:
+        """What is sent of the branch that ends with `leaf_id`, its own leaf by default."""
+        model = self.resolved_model()
+        path = self.path(leaf_id)
+        return plan(model, self.system_text(model), self.summary_on(path), self.branch(path))
+
+    def summary_on(self, path: list[uuid.UUID]) -> Summary | None:
+        """The newest summary that stands for the beginning of `path`."""
+        return next((summary for summary in self._summaries_on(path) if not summary.is_undone), None)
+
+    def has_undone(self, path: list[uuid.UUID]) -> bool:
+        """Was the newest summary on `path` undone?"""
+        return next((summary.is_undone for summary in self._summaries_on(path)), False)
+
+    def _summaries_on(self, path: list[uuid.UUID]) -> list[Summary]:
+        on_path = set(path)
+        return [summary for summary in self.summaries.order_by("-created_at") if summary.up_to_id in on_path]
+
+    def summarised_by(self, up_to_id: uuid.UUID, previous: Summary | None) -> list[Message]:
+        """The messages that a summary up to there is made from: neither in `previous`, nor pinned or excluded."""
+        before = set(self.path(previous.up_to_id)) if previous else set()
+        branch = self.branch([id for id in self.path(up_to_id) if id not in before])
+        return [m for m in branch if m.content and m.placement in ("automatic", "expanded")]
 
     def request_for(self, reply: Message) -> ChatRequest:
         """What the model is asked so that `reply` is written, or written on; by its schema where it has one."""
-        model = self.resolved_model()
+        context = self.context(reply.parent_id)
         request = ChatRequest(
-            messages=self.turns(model, reply.parent_id),
-            params=self.sampling(model),
+            messages=context.messages,
+            params=self.sampling(context.model),
             prefix=reply.text,
             reasoning=reply.reasoning,
             owner=f"user:{self.owner_id}",
@@ -217,12 +242,13 @@ class Conversation(models.Model):
             raise ConversationError("The message is empty. Write something first.")
         if (size := len(text.encode())) > MAX_TEXT_BYTES:
             raise ConversationError(
-                f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. Shorten it."
+                f"The message has {size:,} bytes; at most {MAX_TEXT_BYTES:,} are taken. "
+                "Attach the text as a file, or shorten it."
             )
         with transaction.atomic():
             if question := self.messages.filter(cid=cid).first():
                 return question, question.children.latest("created_at")
-            self._refuse_while_answering()
+            self.refuse_while_answering()
             question = self.messages.create(parent_id=parent_id, role="user", text=text, cid=cid, status="complete")
             try:
                 attach(question)
@@ -239,13 +265,13 @@ class Conversation(models.Model):
         if reply.role != "assistant" or reply.parent is None:
             raise ConversationError("Only an answer can be written again.")
         with transaction.atomic():
-            self._refuse_while_answering()
+            self.refuse_while_answering()
             return self._new_reply(reply.parent)
 
     def continue_reply(self, reply: Message) -> Message:
         """Let a reply that was cut off go on from its text."""
         with transaction.atomic():
-            self._refuse_while_answering()
+            self.refuse_while_answering()
             reply.refresh_from_db()
             if not reply.can_continue:
                 raise ConversationError("This answer is complete: there is nothing to continue.")
@@ -261,7 +287,18 @@ class Conversation(models.Model):
             leaf_id = newest[leaf_id]
         self._move_to(self.messages.get(pk=leaf_id))
 
-    def _refuse_while_answering(self) -> None:
+    def keep_summary(self, new: Summary, based_on: Summary | None) -> Summary:
+        """Store a summary made from what `based_on` left; if another one was quicker, that one holds."""
+        with transaction.atomic():
+            path = self.path(new.up_to_id)
+            quicker = self.summary_on(path)
+            if quicker is not None and quicker != based_on:
+                return quicker
+            new.save()
+            self.messages.filter(pk__in=path, placement="expanded").update(placement="automatic")
+        return new
+
+    def refuse_while_answering(self) -> None:
         if self.messages.filter(status__in=Message.LIVE).exists():
             raise ConversationError("An answer is still being written here. Wait for it, or stop it first.")
 
@@ -313,6 +350,13 @@ class Message(models.Model):
     reasoning = models.TextField(blank=True, help_text="What a thinking model wrote before its answer.")
     reasoning_ms = models.PositiveIntegerField(null=True)
 
+    # Its place in the context: pinned and expanded stay in full, an expanded one until the next compression
+    placement = models.CharField(
+        max_length=9, default="automatic", choices=[(p, p) for p in ("automatic", "pinned", "expanded", "excluded")]
+    )
+    num_tokens = models.PositiveIntegerField(null=True, help_text="Of its content, as `tokens_key` was counted.")
+    tokens_key = models.CharField(max_length=32, blank=True)
+
     # The account under an answer
     model_name = models.CharField(max_length=100, blank=True)
     prompt_tokens = models.PositiveIntegerField(null=True)
@@ -339,6 +383,10 @@ class Message(models.Model):
     def content(self) -> str:
         """What the model reads of it, attached files included."""
         return compose(self.text, self.attachments.all()) if self.role == "user" else self.text
+
+    def counted_by(self, model: LanguageModel) -> str:
+        """What `tokens_key` is when `num_tokens` holds for its content and this model."""
+        return hashlib.blake2b(f"{model.sha256} {self.content}".encode(), digest_size=16).hexdigest()
 
     @property
     def can_continue(self) -> bool:
@@ -405,6 +453,67 @@ class Message(models.Model):
                 "window": usage.window,
             }
         return bool(Message.objects.filter(pk=self.pk, status__in=self.LIVE).update(**fields))
+
+
+class Summary(models.Model):
+    """Key facts that stand for the messages up to `up_to`, which stay as they are. None is ever deleted or replaced.
+
+    A later one builds on `previous` and the turns since; one that was written again has the same `up_to`.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    conversation = models.ForeignKey(Conversation, on_delete=models.CASCADE, related_name="summaries")
+    up_to = models.ForeignKey(Message, on_delete=models.CASCADE, related_name="+")
+    previous = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="+")
+    data = models.JSONField(help_text="Facts by list; the pinned ones are carried on word for word.")
+    text = models.TextField(help_text="As the model reads it.")
+    num_messages = models.PositiveIntegerField(help_text="That it stands for, those of `previous` not counted.")
+    tokens_before = models.PositiveIntegerField()
+    tokens_after = models.PositiveIntegerField()
+    model_name = models.CharField(max_length=100)
+    template_version = models.ForeignKey("gateway.PromptTemplateVersion", null=True, on_delete=models.SET_NULL)
+    created_at = models.DateTimeField(default=timezone.now)
+    edited_by = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL, related_name="+")
+    edited_at = models.DateTimeField(null=True)
+    is_undone = models.BooleanField(default=False)
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name_plural = "summaries"
+
+    def __str__(self) -> str:
+        return f"{self.tokens_before} → {self.tokens_after} tokens"
+
+    @property
+    def facts(self) -> KeyFacts:
+        return msgspec.convert(self.data, KeyFacts)
+
+    @property
+    def lists(self) -> list[tuple[str, tuple[Fact, ...]]]:
+        """What it says, list by list, with the title of each; without the empty ones."""
+        facts = self.facts
+        return [(title, found) for name, title in TITLES.items() if (found := getattr(facts, name))]
+
+    @property
+    def saving(self) -> float:
+        """The share of tokens that it saves, 0 to 1."""
+        return 1 - self.tokens_after / self.tokens_before if self.tokens_before else 0.0
+
+    def say(self, facts: KeyFacts, num_tokens: int) -> None:
+        """Take these facts, not stored yet."""
+        self.data, self.text, self.tokens_after = msgspec.to_builtins(facts), facts.text, num_tokens
+
+    def edit(self, facts: KeyFacts, num_tokens: int, editor: User) -> None:
+        if not facts.all():
+            raise ConversationError("The summary is empty. Write something, or undo it.")
+        self.say(facts, num_tokens)
+        self.edited_by, self.edited_at = editor, timezone.now()
+        self.save(update_fields=["data", "text", "tokens_after", "edited_by", "edited_at"])
+
+    def undo(self) -> None:
+        """The one before it holds again, or the messages themselves."""
+        self.is_undone = True
+        self.save(update_fields=["is_undone"])
 
 
 def _versions(id: uuid.UUID, siblings: list[uuid.UUID]) -> Versions:

@@ -3,6 +3,7 @@
 from django.urls import include, path
 
 from chat import file_views, views
+from chat.context import views as context
 
 app_name = "chat"
 urlpatterns = [
@@ -27,5 +28,12 @@ urlpatterns = [
     path("chat/<uuid:id>/select", views.select, name="select"),
     path("chat/<uuid:id>/model", views.model, name="model"),
     path("chat/<uuid:id>/settings", views.settings, name="settings"),
+    path("chat/<uuid:id>/context/", context.panel, name="context"),
+    path("chat/<uuid:id>/context/bar", context.bar, name="context-bar"),
+    path("chat/<uuid:id>/context/sent", context.sent, name="context-sent"),
+    path("chat/<uuid:id>/context/place", context.place, name="context-place"),
+    path("chat/<uuid:id>/summaries/<uuid:summary_id>/edit", context.edit, name="summary-edit"),
+    path("chat/<uuid:id>/summaries/<uuid:summary_id>/pin", context.pin, name="summary-pin"),
+    path("chat/<uuid:id>/summaries/<uuid:summary_id>/undo", context.undo, name="summary-undo"),
     path("", include("chat.archive.urls")),
 ]

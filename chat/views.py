@@ -26,7 +26,7 @@ from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefre
 from chat import citations, live, markdown
 from chat.attachments import FileChoice, Passage
 from chat.forms import NewChatForm, RenameForm, SettingsForm
-from chat.models import Conversation, ConversationError, Message
+from chat.models import Conversation, ConversationError, Message, Summary
 from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
@@ -52,6 +52,8 @@ class Turn:
     message: Message
     html: str
     tail: str
+    is_covered: bool = False
+    summary: Summary | None = None  # that stands for the messages up to this one
     feedback: Feedback | None = None
 
     @property
@@ -174,7 +176,7 @@ def show(request: Request, id: UUID) -> HttpResponse:
         "chosen": chosen,
         "schema": conversation.schema,
         "form": SettingsForm(None, instance=conversation, inherits=chosen),
-        **_window(conversation, path, start=_start_above(path, target)),
+        **_window(conversation, path, _around(path, target)),
     }
     return render(request, "chat/show.html", context)
 
@@ -184,21 +186,29 @@ def show(request: Request, id: UUID) -> HttpResponse:
 
 @require_GET
 def messages(request: Request, id: UUID) -> HttpResponse:
-    """The end of the branch from `?from=` on, or the window before `?before=`."""
+    """The window before `?before=` or after `?after=`, else what is shown: `?from=` on, up to `?to=` or the end."""
     conversation = own_conversation(request, id)
     path = conversation.path()
-    places: dict[UUID | None, int] = {id: place for place, id in enumerate(path)}
-    before = places.get(read_id(request.GET.get("before")))
-    if before is not None:
-        return _messages(request, conversation, path[:before])
-    return _messages(request, conversation, path, start=places.get(read_id(request.GET.get("from"))))
+    places = {str(id): place for place, id in enumerate(path)}
+
+    def place(name: str) -> int | None:
+        return places.get(request.GET.get(name, ""))
+
+    if (before := place("before")) is not None:
+        context = _window(conversation, path, slice(max(0, before - WINDOW), before)) | {"num_later": 0}
+    elif (after := place("after")) is not None:
+        context = _window(conversation, path, slice(after + 1, after + 1 + WINDOW)) | {"num_earlier": 0}
+    else:
+        first, last = place("from"), place("to")
+        context = _window(conversation, path, slice(first, None if last is None else last + 1))
+    return render(request, "chat/_messages.html", {"conversation": conversation, **context})
 
 
 @require_GET
 def message(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     conversation = own_conversation(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    (turn,) = _turns(conversation, conversation.path(message.pk), start=-1)
+    (turn,) = _turns(conversation, conversation.path(message.pk), slice(-1, None))
     return render(request, "chat/_message.html", {"conversation": conversation, "turn": turn})
 
 
@@ -218,10 +228,13 @@ def data(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
 def select(request: Request, id: UUID) -> HttpResponse:
     """Show another version of a message."""
     conversation = own_conversation(request, id)
-    conversation.select(get_object_or_404(conversation.messages, pk=read_id(request.POST.get("message"))))
+    message = get_object_or_404(conversation.messages, pk=read_id(request.POST.get("message")))
+    conversation.select(message)
     if not request.htmx:
         return redirect("chat:show", id)
-    return _messages(request, conversation, conversation.path())
+    path = conversation.path()
+    context = _window(conversation, path, _around(path, message.pk))
+    return render(request, "chat/_messages.html", {"conversation": conversation, **context})
 
 
 @require_POST
@@ -243,19 +256,34 @@ def feedback(request: Request, id: UUID, message_id: UUID) -> HttpResponse:
     return render(request, "chat/_feedback.html", context)
 
 
-def _messages(request: Request, conversation: Conversation, path: list[UUID], start: int | None = None) -> HttpResponse:
-    context = {"conversation": conversation, **_window(conversation, path, start=start)}
-    return render(request, "chat/_messages.html", context)
+def _window(conversation: Conversation, path: list[UUID], part: slice) -> dict[str, Any]:
+    """The messages of a part of the branch, and how many there are around; without a beginning, the last ones."""
+    start, end, _ = part.indices(len(path))
+    if part.start is None:
+        start = max(0, end - WINDOW)
+    turns = _with_summary(conversation, _turns(conversation, path, slice(start, end)))
+    return {"turns": turns, "num_earlier": start, "num_later": len(path) - end}
 
 
-def _window(conversation: Conversation, path: list[UUID], start: int | None) -> dict[str, Any]:
-    start = max(0, len(path) - WINDOW) if start is None else start
-    return {"turns": _turns(conversation, path, start), "num_earlier": start}
+def _with_summary(conversation: Conversation, turns: list[Turn]) -> list[Turn]:
+    """Mark which messages a summary stands for, and after which of them it is shown."""
+    if not conversation.summaries.exists():
+        return turns
+    summary = conversation.summary_on(conversation.path())
+    covered = set(conversation.path(summary.up_to_id)) if summary else set()
+    return [
+        replace(
+            turn,
+            is_covered=turn.message.pk in covered,
+            summary=summary if summary and turn.message.pk == summary.up_to_id else None,
+        )
+        for turn in turns
+    ]
 
 
-def _turns(conversation: Conversation, path: list[UUID], start: int) -> list[Turn]:
-    """Of the messages of `path` from `start` on; what an answer cites may stand before."""
-    passages, shown = conversation.passages(path), path[start:]
+def _turns(conversation: Conversation, path: list[UUID], part: slice) -> list[Turn]:
+    """Of a part of the messages of `path`; what an answer cites may stand before."""
+    passages, shown = conversation.passages(path), path[part]
     feedback = Feedback.objects.filter(user=conversation.owner_id).on(shown)
     turns = [replace(_turn(each), feedback=feedback.get(each.pk)) for each in conversation.branch(shown)]
     return [_with_citations(turn, passages) for turn in turns] if passages else turns
@@ -269,9 +297,12 @@ def _with_citations(turn: Turn, passages: dict[int, Passage]) -> Turn:
     return replace(turn, html=citations.link(turn.html, passages, address.removesuffix("0")))
 
 
-def _start_above(path: list[UUID], target: UUID | None) -> int | None:
-    """Where the window begins so that it holds `target`."""
-    return max(0, min(len(path) - WINDOW, path.index(target) - BEFORE_TARGET)) if target in path else None
+def _around(path: list[UUID], target: UUID | None) -> slice:
+    """The part that holds `target`, with a little above it; the end of the branch where that holds it anyway."""
+    if target not in path:
+        return slice(None)
+    start = max(0, min(len(path) - WINDOW, path.index(target) - BEFORE_TARGET))
+    return slice(start, start + WINDOW)
 
 
 def _turn(message: Message) -> Turn:

@@ -23,8 +23,8 @@ from django.urls import path
 from chat import live
 from chat.archive import importing
 from chat.consumers import ChatConsumer
-from localllm.gateway import database, downloads, jobs, quantising, registration, serving, trials, uploads
-from localllm.gateway.models import Upload
+from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
+from localllm.gateway.models import Replay, Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from schemas_app.batches import running as batches
@@ -66,6 +66,7 @@ KINDS: dict[str, jobs.Kind] = {
     "download": downloads.run,
     "import": importing.run,
     quantising.KIND: quantising.run,
+    Replay.KIND: replays.run,
     "trial": trials.run,
     Upload.KIND: uploads.run,
 }

@@ -15,6 +15,7 @@ urlpatterns = [
     path("", include("chat.urls")),
     path("models/", include("localllm.gateway.pages.urls")),
     path("schemas/", include("schemas_app.urls")),
+    path("usage/", include("localllm.gateway.pages.usage_urls")),
     path("prompts/", include("localllm.gateway.pages.prompts.urls")),
     path("setup/", views.SetupView.as_view(), name="setup"),
     path("login/", views.LoginView.as_view(), name="login"),

@@ -45,6 +45,8 @@ class HubServer:
     is_gated: bool = False  # only who sends TOKEN gets a file
     promised: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where it is to be another than the true
     refusals: list[tuple[int, dict[str, str]]] = field(default_factory=list)  # answered first, one by one
+    storage_refusals: list[int] = field(default_factory=list)  # the same of the storage, statuses only
+    shift: int = 0  # bytes, between where a range is asked for and where it begins
     drop_after: int | None = None  # bytes of each response, then the connection is cut
     pause_s: float = 0.0  # before every chunk
     chunk_bytes: int = CHUNK_BYTES
@@ -108,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, path = self.server.hub, unquote(self.path)
         if hub.refusals:
             self._answer(*hub.refusals.pop(0))
+        elif self.server.place == "storage" and hub.storage_refusals:
+            self._answer(hub.storage_refusals.pop(0))
         elif self.server.place == "storage":
             self._send_file(path.removeprefix("/"))
         elif match := API.match(path):
@@ -149,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start, end, status = 0, len(content), 200
         if wanted and not hub.ignores_ranges and self.headers.get("If-Range", etag) == etag:
-            start, status = int(wanted[1]), 206
+            start, status = int(wanted[1]) + hub.shift, 206
             end = min(end, int(wanted[2]) + 1) if wanted[2] else end
         headers = {"ETag": etag, "Accept-Ranges": "bytes"}
         if status == 206:

@@ -17,6 +17,8 @@ from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 
 from localllm.gateway import downloads, jobs, model_files, own_files, serving
 from localllm.gateway.models import (
@@ -344,7 +346,7 @@ class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = (
         "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
-        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback",
+        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback", "page",
     )  # fmt: skip
     list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
     search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
@@ -366,6 +368,10 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def speed(self, row: UsageLog) -> str:
         return f"{row.tokens_per_second:.1f}" if row.tokens_per_second else "–"
 
+    @admin.display(description="page")
+    def page(self, row: UsageLog) -> SafeString:
+        return format_html('<a href="{}">Text and replay</a>', row.get_absolute_url())
+
     @admin.display(description="token ids")
     def token_ids(self, row: UsageLog) -> str:
         prompt, output = unpack_ids(bytes(row.prompt_ids)), unpack_ids(bytes(row.output_ids))
@@ -373,7 +379,7 @@ class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
         names = [field.name for field in self.opts.fields if field.name not in self.exclude]
-        return [*names, "speed", "token_ids", "feedback"]
+        return [*names, "speed", "token_ids", "feedback", "page"]
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

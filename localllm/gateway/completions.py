@@ -20,14 +20,16 @@ import msgspec
 from django.contrib.auth.models import User
 
 from localllm.gateway import database, serving
-from localllm.gateway.models import ApiKey, LanguageModel, UsageLog
+from localllm.gateway.models import ApiKey, LanguageModel, LoggedSchema, UsageLog
 from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
+from localllm.inference.engine.settings import cpu_name
 from localllm.inference.errors import EngineDied, ProviderError
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message, Started, Usage
 
 log = logging.getLogger(__name__)
 
+MACHINE = cpu_name()[:100]
 MAX_DEATHS = 3  # of the engine under one request; more, and the request is likely the cause
 
 
@@ -99,6 +101,7 @@ class _Record:
     An answer that outlived its engine has the token ids of the last engine's part only.
     """
 
+    asked: ChatRequest | None = None  # of the engine that answered last
     text: str = ""
     reasoning: str = ""
     prompt_ids: tuple[int, ...] = ()
@@ -125,14 +128,16 @@ class _Record:
         """The request that goes on where the answer stands; `request` itself when nothing was written."""
         self.num_lost += len(self.output_ids)
         self.output_ids.clear()
+        self.asked = request
         if not self.text and not self.reasoning:
             return request
         params = request.params
         if params.max_tokens is not None:
             params = msgspec.structs.replace(params, max_tokens=max(1, params.max_tokens - self.num_lost))
-        return msgspec.structs.replace(
+        self.asked = msgspec.structs.replace(
             request, prefix=request.prefix + self.text, reasoning=request.reasoning + self.reasoning, params=params
         )
+        return self.asked
 
     def usage(self) -> Usage:
         """The account as the asker saw it, over all engines that took part."""
@@ -149,15 +154,21 @@ class _Record:
 
 def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Record) -> None:
     usage = record.usage()
+    served = serving.state(model)
+    settings: dict[str, object] = msgspec.to_builtins(model.engine_settings)
+    asked = record.asked or request
+    if asked.response_format is not None:
+        LoggedSchema.keep(asked.response_format)
     UsageLog.objects.create(
         **{f.name: getattr(asker, f.name) for f in dataclasses.fields(asker)},
         model=LanguageModel.objects.filter(pk=model.pk).first(),  # it may have been deleted meanwhile
         model_name=model.name,
         model_sha256=model.sha256,
         provider=local.name,
-        engine_build=serving.state(model).build,
-        engine_settings=msgspec.to_builtins(model.engine_settings),
-        parameters=_parameters(request),
+        engine_build=served.build,
+        engine_settings={**settings, "n_threads": served.num_threads or model.n_threads},
+        machine=MACHINE,
+        parameters=_parameters(asked),
         seed=request.params.seed,
         messages=pack_messages((*request.messages, Message("assistant", request.prefix + record.text))),
         prompt_ids=pack_ids(record.prompt_ids),
@@ -174,8 +185,11 @@ def _log(request: ChatRequest, model: LanguageModel, asker: Asker, record: _Reco
 
 
 def _parameters(request: ChatRequest) -> dict[str, object]:
-    """The sampling, and the digest of the schema that the answer was decoded by, if one was."""
+    """The sampling, the digest of the schema that the answer was decoded by, and what it continued, if it did."""
     parameters: dict[str, object] = msgspec.to_builtins(request.params)
     if request.response_format is not None:
         parameters["response_format"] = request.response_format.digest
+    for name in ("prefix", "reasoning"):
+        if text := getattr(request, name):
+            parameters[name] = text
     return parameters

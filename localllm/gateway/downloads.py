@@ -78,6 +78,7 @@ async def cancel(row: Download) -> bool:
 async def run(job: Job) -> None:
     """The kind `download`: from where it stands to a model. Raises InferenceError."""
     row = await database.read(Download.objects.get, job=job)
+    row.job = job
     async with store().alone():
         try:
             if await _transfer(row):

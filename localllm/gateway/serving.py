@@ -22,7 +22,7 @@ from localllm.inference.errors import InferenceError, ModelRefused, NoRoom, Prov
 from localllm.inference.memory import Machine
 from localllm.inference.model_file import Stamp
 from localllm.inference.providers.llamacpp import Measurements, Serving
-from localllm.inference.types import ChatRequest, Event, Message
+from localllm.inference.types import ChatRequest, Event, Loading, Message
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,16 @@ async def stream(model: LanguageModel, request: ChatRequest) -> AsyncGenerator[E
     if not state(model).is_loaded:
         _begin(model)
     async with aclosing(local.stream(model.local(), request)) as events:
+        async for event in events:
+            yield event
+
+
+async def loading(model: LanguageModel) -> AsyncGenerator[Loading]:
+    """How far loading is, until it is ready to be asked; nothing if it is."""
+    model = await current(model)
+    if not state(model).is_loaded:
+        _begin(model)
+    async with aclosing(local.loading(model.local())) as events:
         async for event in events:
             yield event
 

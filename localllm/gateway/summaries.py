@@ -12,15 +12,16 @@ from contextlib import aclosing
 
 from localllm.gateway import completions, database
 from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.usage import subject
 from localllm.gateway.providers import local
 from localllm.inference import compression
 from localllm.inference import summarise as summarising
 from localllm.inference.compression import Compressed, KeyFacts
-from localllm.inference.errors import EngineDied
+from localllm.inference.errors import ProviderError
 from localllm.inference.providers.llamacpp import LocalModel
 from localllm.inference.structured import Ask
 from localllm.inference.summarise import Progress
-from localllm.inference.types import ChatRequest, Event, Message, ModelInfo, SamplingParams
+from localllm.inference.types import ChatRequest, Event, Message, SamplingParams
 
 TEMPERATURE = 0.2  # what was said counts, not how nicely
 NOTHING = "(nothing)"  # where a template has a place for what there is not
@@ -54,8 +55,10 @@ async def summarise(
     Progress events while parts are read, then the events of the final answer, the last one Finished. Close the
     iterator to cancel. `owner`, as in ChatRequest: whose turn in the queue it takes. Raises ProviderError.
     """
-    version = await template("summarization", model)
-    info = await model_info(model)
+    version = await template(
+        "summarization", model, subject(asker.conversation_id, asker.api_key.pk if asker.api_key else None)
+    )
+    info = await local.info(model.local())
     params = SamplingParams(temperature=TEMPERATURE, stop=tuple(model.stop))
 
     def instruct(text: str, max_tokens: int) -> tuple[Message, ...]:
@@ -91,7 +94,7 @@ async def compress(
 
     The last item is the summary. Close the iterator to cancel. Raises ProviderError; the turns stay as they are.
     """
-    info = await model_info(model)
+    info = await local.info(model.local())
 
     def instruct(summary: str, turns: str, max_tokens: int) -> tuple[Message, ...]:
         told = version.render({"summary": summary or NOTHING, "turns": turns, "max_tokens": str(max_tokens)})
@@ -112,16 +115,12 @@ async def compress(
             yield item
 
 
-async def template(use_case: str, model: LanguageModel) -> PromptTemplateVersion:
-    return await database.read(PromptTemplate.objects.for_use, use_case, model)
-
-
-async def model_info(model: LanguageModel) -> ModelInfo:
-    await local.load(model.local())
-    host = local.loaded(model.local())
-    if host is None or host.info is None:
-        raise EngineDied(f"{model} was unloaded before it was asked. Try again.")
-    return host.info
+async def template(use_case: str, model: LanguageModel, subject: str = "") -> PromptTemplateVersion:
+    """What `model` is asked with for a use case, as `PromptTemplate.objects.for_use` chooses it."""
+    try:
+        return await database.read(PromptTemplate.objects.for_use, use_case, model, subject)
+    except PromptTemplate.DoesNotExist as exc:
+        raise ProviderError(f"{exc} Restore it in the administration.", permanent=True) from exc
 
 
 def _ask(model: LanguageModel, asker: completions.Asker, version: PromptTemplateVersion) -> Ask:

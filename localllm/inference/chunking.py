@@ -74,9 +74,8 @@ async def count(text: str, counter: Counter) -> int:
 
 async def _small_pieces(pieces: list[str], max_tokens: int, counter: Counter) -> list[tuple[str, int]]:
     """The pieces with their counts; one that is too long is halved until its parts fit."""
-    counts = await _counts(pieces, counter)
     small: list[tuple[str, int]] = []
-    for piece, num_tokens in zip(pieces, counts, strict=True):
+    for piece, num_tokens in zip(pieces, await counts(pieces, counter), strict=True):
         if num_tokens <= max_tokens or len(piece) == 1:
             small.append((piece, num_tokens))
         else:
@@ -84,18 +83,18 @@ async def _small_pieces(pieces: list[str], max_tokens: int, counter: Counter) ->
     return small
 
 
-async def _counts(pieces: list[str], counter: Counter) -> list[int]:
-    """Counts in calls of a bounded size."""
+async def counts(pieces: Sequence[str], counter: Counter) -> list[int]:
+    """Exact tokens of each, asked for in calls of a bounded size."""
     batches: dict[int, list[str]] = {}
     for piece, end in zip(pieces, accumulate(map(len, pieces)), strict=True):
         batches.setdefault(end // COUNTED_AT_ONCE, []).append(piece)
-    counts: list[int] = []
+    found: list[int] = []
     for batch in batches.values():
         if len(batch) == 1:
-            counts.append(await count(batch[0], counter))
+            found.append(await count(batch[0], counter))
         else:
-            counts += await counter.texts(batch)
-    return counts
+            found += await counter.texts(batch)
+    return found
 
 
 def _halves(piece: str) -> list[str]:

@@ -7,6 +7,7 @@ this module and not by the model. `ask` is anything that streams events for a re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import cache
@@ -29,6 +30,7 @@ LISTS = {
     "decisions": "Decisions",
     "open_questions": "Open questions",
 }
+TITLES = {"narrative": "What was said", **LISTS}
 MAX_FACTS = 12  # of a list
 MAX_FACT_CHARS = 240
 MAX_NARRATIVE_CHARS = 1200
@@ -37,6 +39,8 @@ SHAPE = (
     "Answer as JSON: names, numbers, decisions and open_questions are lists of short facts, the most important first; "
     "narrative is what else matters, in a few sentences."
 )
+_WORD = re.compile(r"[^\W_]{3,}")
+_NUMBER = re.compile(r"\d+(?:[.,: ]\d+)*")
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
 
@@ -152,7 +156,7 @@ async def compress(
     for number, part in enumerate(parts):
         yield Progress(number, len(parts))
         asked = _asking(request, _shaped(instruct(facts.text, part, budget)), answer)
-        found = _parse(await _result(ask, asked))
+        found = grounded(_parse(await _result(ask, asked)), f"{facts.text}\n{part}")
         facts = await fit(found.with_carried(facts), budget_tokens, budget, counter)
     if not facts.all():
         raise CompressionError("The model found nothing to keep: the messages stay as they are.")
@@ -162,6 +166,25 @@ async def compress(
             f"The summary has {num_tokens} tokens, and what it stands for {before}: the messages stay as they are."
         )
     yield Compressed(facts=facts, num_tokens=num_tokens, num_tokens_before=before)
+
+
+def grounded(facts: KeyFacts, source: str) -> KeyFacts:
+    """Its lists without what was never said in `source`: no word of it, or a figure of a name or number."""
+    words, figures = set(_WORD.findall(source.casefold())), _figures(source)
+
+    def is_said(name: str, fact: Fact) -> bool:
+        own = _figures(fact.text)
+        if name in ("names", "numbers") and not own <= figures:
+            return False
+        return bool(own & figures) or bool(words & set(_WORD.findall(fact.text.casefold())))
+
+    said = {name: tuple(fact for fact in getattr(facts, name) if is_said(name, fact)) for name in LISTS}
+    return msgspec.structs.replace(facts, **said)
+
+
+def _figures(text: str) -> set[str]:
+    """Runs of digits, and those that only separators part as one: 41,500 is 41, 500 and 41500."""
+    return {run for number in _NUMBER.findall(text) for run in (*re.findall(r"\d+", number), re.sub(r"\D", "", number))}
 
 
 async def fit(facts: KeyFacts, budget_tokens: int, wanted_tokens: int, counter: Counter) -> KeyFacts:

@@ -134,12 +134,15 @@ function startChat() {
         composer.dispatchEvent(new Event("sent"));
       }
       changedChats();
-      await refresh();
+      await refresh({ toEnd: true });
       const element = byId(`m-${reply}`);
       if (element && !element.hasAttribute("data-live")) announceEnd(element, textOf(element));
     },
     changed() {
       refresh();
+    },
+    compressing({ is_on: isOn }) {
+      byId("compressing").hidden = !isOn;
     },
     reset({ message, html, tail, to }, state) {
       if (!state) return;
@@ -192,6 +195,7 @@ function startChat() {
       const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
       if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
+      recount();
     },
     error({ cid, message }) {
       const frame = forget(cid);
@@ -205,6 +209,7 @@ function startChat() {
     const percent = `${Math.round(fraction * 100)} %`;
     if (stage === "summary") return `Summarising the attached files ${percent}`;
     if (stage === "loading") return `Loading model ${percent}`;
+    if (stage === "compression") return `Summarising older messages${fraction ? ` ${percent}` : "…"}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;
   }
@@ -242,11 +247,16 @@ function startChat() {
     return [...template.content.children];
   }
 
-  /* Show the messages as the server has them; elements that did not change stay. */
-  async function refresh() {
+  /* Show the messages as the server has them; elements that did not change stay. Where a part from the middle
+     is shown, it stays that part, unless the end is asked for. */
+  async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
-    const first = messages.querySelector("[data-id]")?.dataset.id ?? "";
-    const response = await fetch(`${messages.dataset.url}?from=${first}`).catch(() => null);
+    const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
+    const isPart = byId("later") !== null;
+    const part = new URLSearchParams();
+    if (!isPart || !toEnd) part.set("from", shown[0] ?? "");
+    if (isPart && !toEnd) part.set("to", shown.at(-1));
+    const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
@@ -257,7 +267,15 @@ function startChat() {
     messages.replaceChildren(...elements, ...pending);
     htmx.process(messages);
     attach();
+    recount();
   }
+
+  const recount = () => htmx.trigger(document.body, "recount");
+  document.addEventListener("messages-changed", refresh); // the panel has placed one
+  document.addEventListener("summary-changed", () => {
+    byId("dialog").close();
+    refresh();
+  });
 
   const changedChats = () => htmx.trigger(document.body, "chats-changed");
   messages.addEventListener("htmx:afterSwap", attach);
@@ -267,7 +285,7 @@ function startChat() {
   function submit(frame) {
     frame.cid = newId();
     const size = new Blob([JSON.stringify(frame)]).size;
-    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Shorten it.`);
+    if (size > MAX_FRAME_BYTES) return problem(`The message is ${Math.ceil(size / 1000)} kB long; about 200 kB fit. Attach it as a file, or shorten it.`);
     problem("");
     outbox.push(frame);
     keepOutbox();
@@ -319,6 +337,7 @@ function startChat() {
 
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
+    if (box.value.trim() === "/compress") return compress();
     const isBusy = live.size > 0 || outbox.length > 0;
     if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
   });
@@ -331,7 +350,16 @@ function startChat() {
     }));
 
   const schemaChoice = () => ({ schema: byId("schema").value || null });
+  function compress(again = false) {
+    byId("dialog").close();
+    problem("");
+    if (box.value.trim() === "/compress") setComposer("");
+    if (!live.size) post({ type: "compress", again });
+  }
+
   const actions = {
+    compress: () => compress(),
+    "compress-again": () => compress(true),
     regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
     continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,
@@ -391,14 +419,15 @@ function startChat() {
   let isAtEnd = !location.hash;
   const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
   scroller.addEventListener("scroll", () => {
-    isAtEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    isAtEnd = !byId("later") && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
   const follow = new ResizeObserver(() => isAtEnd && toEnd());
   follow.observe(messages);
   follow.observe(scroller);
-  byId("to-latest").addEventListener("click", () => {
+  byId("to-latest").addEventListener("click", async () => {
+    if (byId("later")) await refresh({ toEnd: true });
     isAtEnd = true;
     toEnd();
   });
@@ -407,7 +436,7 @@ function startChat() {
   messages.addEventListener("htmx:beforeSwap", (event) => {
     if (event.target.id !== "earlier") return;
     const below = scroller.scrollHeight - scroller.scrollTop;
-    messages.addEventListener("htmx:afterSettle", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
+    messages.addEventListener("htmx:afterSwap", () => (scroller.scrollTop = scroller.scrollHeight - below), { once: true });
   });
 
   // Screen readers get whole sentences

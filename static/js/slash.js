@@ -13,7 +13,7 @@ const isOpen = () => list.matches(":popover-open");
 
 async function look() {
   const typed = /^\/([\w-]*)$/.exec(box.value);
-  if (!typed) return close();
+  if (!typed || typed[1] === "compress") return close(); // that one is a command of chat.js
   const mine = ++numFetches;
   const query = new URLSearchParams({ q: typed[1], model: list.dataset.model });
   const response = await fetch(`${list.dataset.url}?${query}`).catch(() => null);

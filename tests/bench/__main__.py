@@ -19,11 +19,13 @@ from tests.bench.first_token import first_token
 from tests.bench.fit import fit
 from tests.bench.frames import frames
 from tests.bench.kv_unified import kv_unified
+from tests.bench.long_chat import long_chat
 from tests.bench.make_model import SHAPES
 from tests.bench.measure import Report, keep, machine
 from tests.bench.memory import memory
 from tests.bench.neighbours import neighbours
 from tests.bench.plan import Plan
+from tests.bench.recall import recall
 
 BENCHMARKS: dict[str, Callable[[Plan], Coroutine[Any, Any, Report]]] = {
     "one-stream": throughput.one_stream,
@@ -36,6 +38,8 @@ BENCHMARKS: dict[str, Callable[[Plan], Coroutine[Any, Any, Report]]] = {
     "memory": memory,
     "fit": fit,
     "kv-unified": kv_unified,
+    "recall": recall,
+    "long-chat": long_chat,
 }
 
 
@@ -55,14 +59,15 @@ def main() -> None:
 
 
 def run(name: str, plan: Plan) -> None:
+    before = machine()
+    started = time.monotonic()
+    report = asyncio.run(BENCHMARKS[name](plan))
     context = {
-        "machine": machine(),
-        "model": plan.model.name,
+        "machine": before,
+        "model": report.model or plan.model.name,
         "engine": ENGINE_BUILD,
         "command": f"python -m tests.bench {name}",
     }
-    started = time.monotonic()
-    report = asyncio.run(BENCHMARKS[name](plan))
     print(f"\n{name} ({context['machine']}; {time.monotonic() - started:.0f} s)\n\n{report.markdown()}", flush=True)
     keep(name, report, context, publish=not plan.is_quick)
 

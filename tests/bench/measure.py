@@ -83,6 +83,7 @@ class Report:
     commands: Sequence[str] = ()
     notes: Sequence[str] = ()
     table: Sequence[Sequence[str]] = field(default=())  # further figures, the head first
+    model: str = ""  # where it is not the plan's
 
     def markdown(self) -> str:
         parts = []

@@ -35,17 +35,26 @@ class Site:
 
 @contextlib.contextmanager
 def serving(
-    model: Path, *, num_slots: int, window: int, program: tuple[str, ...] = SERVE, max_tokens: int = 128
+    model: Path,
+    *,
+    num_slots: int,
+    window: int,
+    program: tuple[str, ...] = SERVE,
+    max_tokens: int = 128,
+    rows: str = "tests.bench.site",
 ) -> Iterator[Site]:
-    """Serve `model` by `python PROGRAM`; ready when it answers, the model perhaps still loading."""
+    """Serve `model` by `python PROGRAM`; ready when it answers, the model perhaps still loading.
+
+    `rows` is the module that makes the rows when it is run as a program.
+    """
     with tempfile.TemporaryDirectory(prefix="localllm-bench-") as home:
         env = {**os.environ, "LOCALLLM_HOME": home, "PORT": "0", "DJANGO_SETTINGS_MODULE": "localllm.settings"}
         fields = {"n_ctx": window, "num_slots": num_slots, "max_tokens": max_tokens}
-        make_rows = [sys.executable, "-m", "tests.bench.site", str(model), json.dumps(fields)]
-        rows = json.loads(subprocess.check_output(make_rows, env=env, cwd=ROOT))
+        make_rows = [sys.executable, "-m", rows, str(model), json.dumps(fields)]
+        made = json.loads(subprocess.check_output(make_rows, env=env, cwd=ROOT))
         process = subprocess.Popen([sys.executable, *program], env=env, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         try:
-            yield Site(_address(process), pid=process.pid, **rows)
+            yield Site(_address(process), pid=process.pid, **made)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()

@@ -11,8 +11,8 @@ from django.contrib.auth.models import User
 
 from chat import live
 from chat.models import Conversation
-from localllm.gateway import database, providers
-from localllm.gateway.models import LanguageModel
+from localllm.gateway import database, providers, replays
+from localllm.gateway.models import LanguageModel, UsageLog
 from schemas_app.models import Schema
 from tests.chat.test_live import stored
 from tests.inference.engine_on_starter import SYSTEM
@@ -106,3 +106,16 @@ async def test_a_stopped_thought_goes_on_when_asked():
     await thoughts(again)
     final = await stored(reply)
     assert final.reasoning.startswith(part.reasoning) and len(final.reasoning) > len(part.reasoning)
+
+
+async def test_reasoning_is_no_context_of_the_next_question():
+    reply = await ask('{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}')
+    await thoughts(reply)
+    first = await stored(reply)
+    conversation = await database.read(Conversation.objects.get, pk=first.conversation_id)
+    _, second = await database.write(conversation.send, "c2", "And where else?")
+    await live.start(second)
+    await thoughts(second)
+    prompt, _ = await replays.texts(await database.read(UsageLog.objects.get, message_id=second.pk))
+    assert first.reasoning and first.reasoning not in prompt
+    assert first.text in prompt and prompt.count("<think>") == 1 and prompt.endswith("<think>\n")

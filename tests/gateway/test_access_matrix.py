@@ -46,6 +46,11 @@ def any_user(method: str, status: int, **form: str) -> Row:
     return Row(method, LOGIN, status, status, status, form)
 
 
+def logged(method: str, status: int) -> Row:
+    """A logged generation is its asker's, and that of who may view the log."""
+    return Row(method, LOGIN, GONE, status, status)
+
+
 def only_boss(method: str, status: int, **form: str) -> Row:
     """Those with the permission; of these people only the admin."""
     return Row(method, LOGIN, 403, status, 403, form)
@@ -85,6 +90,13 @@ TABLE: dict[str, list[Row]] = {
     "chat:archive": [own("POST", 302)],
     "chat:select": [own("POST", 302, message="{message}")],
     "chat:model": [own("POST", 302, model="starter")],
+    "chat:context": [own("GET", 200), own("POST", 200, text="Hello")],
+    "chat:context-bar": [own("POST", 200, text="Hello")],
+    "chat:context-sent": [own("POST", 200, text="Hello")],
+    "chat:context-place": [own("POST", 200, message="{message}", placement="pinned"), own("POST", 400)],
+    "chat:summary-edit": [own("GET", 200), own("POST", 204, narrative="Hello.")],
+    "chat:summary-pin": [own("POST", 204, fact="A fact.", pinned="1")],
+    "chat:summary-undo": [own("POST", 204)],
     "chat:settings": [own("GET", 200), own("POST", 302, temperature="0.5")],
     "models:index": [any_user("GET", 200)],
     "prompts:index": [any_user("GET", 200)],
@@ -168,6 +180,12 @@ TABLE: dict[str, list[Row]] = {
     "schemas:batch-delete": [own("POST", 302)],
     "schemas:batch-csv": [own("GET", 200)],
     "schemas:batch-jsonl": [own("GET", 200)],
+    "usage:show": [logged("GET", 200)],
+    "usage:of-message": [logged("GET", 302)],
+    "usage:text": [logged("GET", 200)],
+    "usage:replays": [logged("GET", 200)],
+    "usage:replay": [logged("POST", 302)],
+    "usage:cancel": [logged("POST", 302)],
     "setup": [public("GET", 302), public("POST", 302)],
     "login": [Row("GET", 200, 302, 302, 302)],
     "logout": [Row("GET", LOGIN, 405, 405, 405)],
@@ -194,6 +212,7 @@ FRAMES: dict[str, tuple[dict[str, str], str]] = {
     "continue": ({"message": "{cut}"}, "changed"),
     "stop": ({"message": "{message}"}, ""),
     "resume": ({"message": "{message}"}, "done"),
+    "compress": ({}, "compressing"),
 }
 
 MAKE = """
@@ -201,9 +220,10 @@ import json
 from django.contrib.auth import SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.db import SessionStore
-from chat.models import Conversation
 from chat.attachments import Attachment, File
-from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload
+from chat.models import Conversation, Summary
+from localllm.gateway.models import Download, Experiment, Job, PromptTemplate, Trial, Upload, UsageLog
+from localllm.inference.compression import Fact, KeyFacts
 from schemas_app.models import Batch, Schema, TryOut
 made = {"cookies": {}, "conversations": []}
 for name in ("owner", "other", "%(admin)s"):
@@ -223,6 +243,10 @@ for number in range(%(number)d):
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
     batch = Batch.objects.create(job=job)
+    summary = Summary(conversation=chat, up_to_id=ids["message"], num_messages=4, tokens_before=90)
+    summary.say(KeyFacts(names=(Fact("A fact."),)), 10)
+    summary.save()
+    ids["summary"] = str(summary.pk)
     paused = Job.objects.create(kind="download", title="A file", state="paused")
     Download.objects.create(job=paused, sha256=f"{number:064}", size_bytes=1, parts=[["a.gguf", 1, f"{number:064}"]])
     upload = Upload.objects.create(user=User.objects.get(username="%(admin)s"), name="a.gguf", size_bytes=9)
@@ -239,6 +263,8 @@ for number in range(%(number)d):
     )
     importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
     ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
+    log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
+    ids["generation"] = str(log.pk)
     template = PromptTemplate.objects.create(name=f"a-prompt-{number}")
     template.make_current(template.add_version("Hello"))
     shares = {template.current: 50, template.add_version("Good day"): 50}
@@ -307,11 +333,14 @@ UNKNOWN = {"v1:unknown": "/v1/nothing", "native:unknown": "/api/local-llm/nothin
 
 def address(name: str, ids: dict[str, str]) -> str:
     known = {"id": ids["id"], "message_id": ids["message"], "name": "starter"}
+    known |= {"summary_id": ids["summary"]}
     known |= {"batch_id": ids["batch"], "schema_id": ids["schema"], "try_out_id": ids["try_out"]}
     known |= {"attachment_id": ids["attachment"], "file_id": ids["file"], "number": 1}
     known |= {"import_id": ids["import"], "part_of": ids["import"]}
     known |= {"template_id": ids["template"], "experiment_id": ids["experiment"], "trial_id": ids["trial"]}
     known |= {"slug": "qwen3-8b", "job_id": ids["download"], "upload_id": ids["upload"]}
+    known |= {"slug": "qwen3-8b", "job_id": ids["download"]}
+    known |= {"upload_id": ids["upload"], "generation_id": ids["generation"]}
     if name in UNKNOWN:
         return UNKNOWN[name]
     return reverse(name, kwargs={key: known[key] for key in PATTERNS[name].pattern.converters})

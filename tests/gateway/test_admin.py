@@ -44,6 +44,7 @@ LISTS = [
     "auth_user",
     "chat_conversation",
     "chat_message",
+    "chat_summary",
     "gateway_languagemodel",
     "gateway_fileversion",
     "gateway_usagelog",

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import pty
+import re
+import resource
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -140,7 +145,7 @@ class TestRows:
         first, second = [await downloads.request(REPO, name) for name in ("model.gguf", "other.gguf")]
         claimed = [await database.write(Job.objects.claim_next, ["download"]) for _ in range(2)]
         assert claimed == [first.job, None]
-        await database.write(first.job.finish)
+        await database.write(claimed[0].finish)
         assert await database.write(Job.objects.claim_next, ["download"]) == second.job
 
     async def test_it_pauses_and_goes_on_from_there(self, runner: JobRunner, hub: HubServer) -> None:
@@ -191,6 +196,25 @@ class TestRows:
             with pytest.raises(HubError, match="LOCALLLM_OFFLINE"):
                 await call
         assert hub.requests == []
+
+    async def test_what_is_here_already_becomes_a_model_without_a_download(
+        self, runner: JobRunner, hub: HubServer, home: Path
+    ) -> None:
+        (home / "models").mkdir()
+        (home / f"models/{SHA256}.gguf").write_bytes(STARTER)  # its process was killed while it was tried out
+        row = await until_over(await downloads.request(REPO, "model.gguf"))
+        assert row.job.state == "complete" and row.model is not None and hub.downloads() == []
+
+    async def test_one_that_another_process_took_over_leaves_its_end_to_that(self, home: Path) -> None:
+        job = (await downloads.request(REPO, "model.gguf")).job
+        await database.write(job.begin)
+        other = await database.read(Job.objects.select_related("download").get, pk=job.pk)
+        await database.write(other.run_again)
+        await database.write(other.begin)
+        assert not await database.write(job.download.advance, job.download.progress)
+        assert not await database.write(job.finish)
+        assert await database.write(other.download.advance, other.download.progress)
+        assert await database.write(other.finish)
 
 
 # Processes.
@@ -244,6 +268,47 @@ def test_the_command_goes_on_after_ctrl_c(hub: HubServer, tmp_path: Path) -> Non
     assert [request.status for request in hub.downloads()] == [200, 206]
 
 
+def test_the_command_goes_on_after_it_was_killed(hub: HubServer, tmp_path: Path) -> None:
+    hub.pause_s = 0.05
+    command = start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
+    wait_for(lambda: part_of(tmp_path) > 300_000)
+    command.kill()
+    command.communicate()
+    hub.pause_s = 0
+    assert manage(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url).returncode == 0
+    assert [request.status for request in hub.downloads()] == [200, 206]
+
+
+def test_two_commands_for_one_file_bring_it_once(hub: HubServer, tmp_path: Path) -> None:
+    hub.pause_s = 0.5  # the first is at it while the second starts, however busy the machine is
+    commands = [start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)]
+    wait_for(lambda: part_of(tmp_path) > 300_000)
+    commands.append(start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url))
+    wait_for(lambda: len(hub.downloads()) == 2)  # it took over
+    hub.pause_s = 0
+    told = [command.communicate() for command in commands]
+    assert [output.startswith("model: ") for output, _ in told] == [True, True], told
+    assert [request.status for request in hub.downloads()] == [200, 206]
+
+
+def test_the_command_draws_a_bar_in_a_terminal(hub: HubServer, tmp_path: Path) -> None:
+    hub.pause_s = 0.03
+    terminal, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (24, 100))
+    environment = os.environ | {"LOCALLLM_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+    command = subprocess.Popen(
+        [sys.executable, "manage.py", "download", REPO, "model.gguf"], cwd=ROOT, env=environment, stderr=inside
+    )
+    os.close(inside)
+    drawn = b""
+    with contextlib.suppress(OSError):  # the command has ended, and with it the terminal
+        while data := os.read(terminal, 4096):
+            drawn += data
+    os.close(terminal)
+    assert command.wait() == 0
+    assert re.search(rb"[1-9]\d?%\|.*M/3\.\d+M \[", drawn), drawn
+
+
 def test_the_command_says_why_it_failed(hub: HubServer, tmp_path: Path) -> None:
     done = manage(tmp_path, "download", REPO, "nothing.gguf", HF_ENDPOINT=hub.url)
     assert done.returncode == 1 and "Its GGUF files: model.gguf, other.gguf." in done.stderr
@@ -279,3 +344,15 @@ def test_a_killed_server_goes_on_where_it_was(hub: HubServer, tmp_path: Path) ->
         done = server.manage("download", REPO, "model.gguf")  # shows how far the server is
         assert done.stdout.startswith("model: "), done.stderr
     assert [request.status for request in hub.downloads()] == [200, 206]
+
+
+def test_a_full_disk_fails_the_job_of_a_server_which_goes_on_when_there_is_room(hub: HubServer, tmp_path: Path) -> None:
+    with Server(tmp_path, HF_ENDPOINT=hub.url) as server:
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (2_500_000, resource.RLIM_INFINITY))
+        done = server.manage("download", REPO, "model.gguf")
+        assert done.returncode == 1 and "is full. What came so far is kept" in done.stderr
+        assert part_of(tmp_path) == 2_500_000 and server.health()[0] == 200
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        done = server.manage("download", REPO, "model.gguf")
+        assert done.stdout.startswith("model: "), done.stderr
+    assert hub.downloads()[-1].headers["range"] == "bytes=2500000-"

@@ -162,3 +162,11 @@ def test_a_trial_is_queued_and_its_page_shows_old_and_new_side_by_side(editor, t
 def test_a_trial_without_anything_to_try_says_so(editor, title):
     response = editor.post(address("trial-new", title.pk), {"version": title.current.pk, "number": 5})
     assert response.status_code == 400 and "Ask something with it first" in response.content.decode()
+
+
+def test_the_record_of_a_generation_leads_to_the_version_it_was_asked_with(reader, title):
+    row = UsageLog.objects.create(
+        source="api", finish_reason="stop", user=User.objects.get(username="bob"), template_version=title.current
+    )
+    page = reader.get(row.get_absolute_url()).content.decode()
+    assert f'<a href="{title.current.get_absolute_url()}">title v1</a>' in page

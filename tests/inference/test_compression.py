@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
-from localllm.inference.compression import LISTS, Compressed, CompressionError, Fact, KeyFacts, compress, fit
+from localllm.inference.compression import LISTS, Compressed, CompressionError, Fact, KeyFacts, compress, fit, grounded
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow
@@ -93,11 +93,26 @@ async def test_pinned_facts_outlast_many_compressions_of_a_tiny_model(starter):
 
 
 async def test_a_talkative_model_loses_its_least_important_facts_not_the_pinned_ones(host):
-    model = Scripted(host, numbers=[f"{n} times something" for n in range(12)])
+    model = Scripted(host, decisions=[f"Train number {n} is booked" for n in range(12)])
     made = await run(model, TURNS * 2, previous=KNOWN, budget_tokens=60)
     assert made.num_tokens <= 60
-    assert made.facts.numbers[0].text == "0 times something" and len(made.facts.numbers) < 12
+    assert made.facts.decisions[0].text == "Train number 0 is booked" and len(made.facts.decisions) < 12
     assert made.facts.names == KNOWN.carried().names
+
+
+async def test_names_and_numbers_that_nobody_said_are_not_kept(host):
+    model = Scripted(
+        host, names=["Maya Lindgren", "Zaphod"], numbers=["flight SK 1421", "at 9:40", "4,200 euros", "candy"]
+    )
+    made = await run(model)
+    assert [fact.text for fact in made.facts.names] == ["Maya Lindgren"]
+    assert [fact.text for fact in made.facts.numbers] == ["SK 1421", "at 9:40"]
+
+
+@pytest.mark.parametrize(("written", "is_kept"), [("41,500", True), ("41500", True), ("41.600", False), ("500", True)])
+async def test_a_number_may_be_written_with_other_separators(written, is_kept):
+    facts = grounded(KeyFacts(numbers=(Fact(f"{written} euros"),)), "Their offer is 41,500 euros.")
+    assert bool(facts.numbers) == is_kept
 
 
 async def test_one_long_sentence_is_cut_where_it_shows(host):

@@ -247,6 +247,38 @@ async def test_it_starts_anew_when_the_server_knows_no_ranges(hub: HubServer, st
     assert (await fetch(hub, store))[-1].num_bytes == len(STARTER)
 
 
+async def test_it_asks_for_no_part_of_a_split_file_twice(hub: HubServer, store: Store) -> None:
+    hub.files = {f"m-{n:05}-of-00002.gguf": bytes([n]) * 100_000 for n in (1, 2)}
+    hub.promised["m-00002-of-00002.gguf"] = "0" * 64
+    file = await hub.client().find_file(REPO, "m-00001-of-00002.gguf")
+    for _ in range(2):
+        with pytest.raises(HubError, match="m-00002-of-00002"):
+            _ = [step async for step in download(hub.client(), file, store, first_wait_s=0)]
+    assert [request.path for request in hub.downloads()] == [
+        f"/{file.parts[0].sha256}",
+        *[hub.downloads()[-1].path] * 2,
+    ]
+
+
+async def test_it_refuses_a_piece_that_it_did_not_ask_for(hub: HubServer, store: Store) -> None:
+    hub.drop_after = 1 << 20
+    hub.shift = 1
+    with pytest.raises(HubError, match="another piece"):
+        await fetch(hub, store)
+    hub.drop_after, hub.shift = None, 0
+    await fetch(hub, store)
+    assert (store.folder / f"{SHA256}.gguf").read_bytes() == STARTER
+
+
+async def test_it_starts_anew_when_more_lies_here_than_there_is(hub: HubServer, store: Store) -> None:
+    store.folder.mkdir()
+    (store.folder / PART).write_bytes(STARTER + b"more")
+    with pytest.raises(HubError, match="It was deleted"):
+        await fetch(hub, store)
+    await fetch(hub, store)
+    assert names(store) == [f"{SHA256}.gguf"]
+
+
 def test_it_goes_on_after_its_process_was_killed(hub: HubServer, store: Store) -> None:
     hub.pause_s = 0.05
     process = run(hub, store)
@@ -305,6 +337,13 @@ async def test_it_waits_for_a_busy_hub(hub: HubServer, store: Store, status: int
     steps = [step async for step in download(client, file, store, first_wait_s=0)]
     assert [f"({status} for" in step.delay for step in steps[:3]] == [True] * 3
     assert steps[-1].num_bytes == len(STARTER)
+
+
+async def test_it_asks_the_hub_again_when_the_storage_refuses_a_link_that_ran_out(hub: HubServer, store: Store) -> None:
+    hub.storage_refusals = [403, 403]
+    steps = await fetch(hub, store)
+    assert ["(403 for" in step.delay for step in steps[:2]] == [True, True]
+    assert [request.status for request in hub.requests if request.place == "hub"] == [200, 302, 302, 302]
 
 
 async def test_it_waits_as_long_as_the_hub_says(hub: HubServer, store: Store) -> None:

@@ -7,9 +7,10 @@ from localllm.gateway.models.feedback import Feedback
 from localllm.gateway.models.job import Job
 from localllm.gateway.models.language_model import FileVersion, LanguageModel
 from localllm.gateway.models.prompt_template import PromptTemplate, PromptTemplateVersion
+from localllm.gateway.models.replay import Replay
 from localllm.gateway.models.trial import Trial, TrialAnswer
 from localllm.gateway.models.upload import Upload
-from localllm.gateway.models.usage import UsageLog
+from localllm.gateway.models.usage import LoggedSchema, UsageLog
 
 __all__ = [
     "ApiKey",
@@ -19,8 +20,10 @@ __all__ = [
     "FileVersion",
     "Job",
     "LanguageModel",
+    "LoggedSchema",
     "PromptTemplate",
     "PromptTemplateVersion",
+    "Replay",
     "Trial",
     "TrialAnswer",
     "Upload",

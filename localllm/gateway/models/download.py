@@ -90,9 +90,9 @@ class Download(models.Model):
         return Progress(self.num_bytes, self.size_bytes, self.bytes_per_s, self.delay)
 
     def advance(self, progress: Progress) -> bool:
-        """Note how far it is. False when its job runs no more: paused, cancelled or deleted."""
+        """Note how far it is. False when this run of its job is over: paused, cancelled, deleted or taken over."""
         return bool(
-            Download.objects.filter(pk=self.pk, job__state="running").update(
+            Download.objects.filter(pk=self.pk, job__in=self.job.this_run).update(
                 num_bytes=progress.num_bytes, bytes_per_s=progress.bytes_per_s, delay=progress.delay
             )
         )

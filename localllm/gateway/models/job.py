@@ -93,7 +93,9 @@ class Job(models.Model):
         return self.is_live or self.can_resume
 
     def begin(self) -> bool:
-        return self._move(("queued",), "running", started_at=timezone.now(), finished_at=None, error="")
+        """Run it. Only who began it last has a say in how it ends."""
+        self.started_at = timezone.now()
+        return self._move(("queued",), "running", started_at=self.started_at, finished_at=None, error="")
 
     def pause(self) -> bool:
         return self._move(self.LIVE, "paused")
@@ -109,7 +111,13 @@ class Job(models.Model):
         return self._move(("running", "complete", "failed"), "queued", error="", finished_at=None)
 
     def finish(self, error: str = "") -> bool:
-        return self._move(("running",), "failed" if error else "complete", error=error, finished_at=timezone.now())
+        end = {"state": "failed" if error else "complete", "error": error, "finished_at": timezone.now()}
+        return bool(self.this_run.update(**end))
+
+    @property
+    def this_run(self) -> JobQuerySet:
+        """Its row while it runs as it was begun here; none when it was stopped, or another process took it over."""
+        return Job.objects.filter(pk=self.pk, state="running", started_at=self.started_at)
 
     def count(self, *, done: int = 0, failed: int = 0) -> None:
         """Add to what is done, in the transaction that makes it so."""

@@ -209,6 +209,9 @@ class PromptTemplateVersion(models.Model):
             raise TypeError("A version of a template never changes. Add another with PromptTemplate.add_version().")
         super().save(*args, **kwargs)
 
+    def get_absolute_url(self) -> str:
+        return f"{self.template.get_absolute_url()}?version={self.number}"
+
     def render(self, variables: Mapping[str, str]) -> str:
         """The prompt. Raises TemplateError, which names a variable that has no value."""
         return Template(self.text).render(variables)

@@ -5,14 +5,46 @@ from __future__ import annotations
 import struct
 import uuid
 import zlib
+from datetime import datetime, timedelta
 
 import msgspec
 from django.conf import settings
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import models
+from django.urls import reverse
 
 from localllm.gateway.models.prompt_template import PromptTemplate
-from localllm.inference.types import Message
+from localllm.inference.types import Message, ResponseFormat
+
+LONGEST_GENERATION = timedelta(hours=1)  # what ends later than this after another was hardly its neighbour
+
+
+class LoggedSchema(models.Model):
+    """A schema as it was decoded by, once for all generations that name its digest: so they can be run again."""
+
+    digest = models.CharField(max_length=120, primary_key=True)
+    schema = models.TextField()
+    grammar = models.TextField()
+    examples = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.digest
+
+    @staticmethod
+    def keep(format: ResponseFormat) -> None:
+        """What a digest stands for never changes, so the first one stays."""
+        if not LoggedSchema.objects.filter(pk=format.digest).exists():
+            kept = LoggedSchema(
+                digest=format.digest, schema=format.schema, grammar=format.grammar, examples=list(format.examples)
+            )
+            LoggedSchema.objects.bulk_create([kept], ignore_conflicts=True)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        return ResponseFormat(
+            schema=self.schema, digest=self.digest, grammar=self.grammar, examples=tuple(self.examples)
+        )
 
 
 class UsageLogQuerySet(models.QuerySet["UsageLog"]):
@@ -52,6 +84,7 @@ class UsageLog(models.Model):
     provider = models.CharField(max_length=32)
     engine_build = models.CharField(max_length=64)
     engine_settings = models.JSONField(default=dict)
+    machine = models.CharField(max_length=100, blank=True, help_text="The CPU that it was computed on.")
 
     parameters = models.JSONField(default=dict)
     seed = models.BigIntegerField(null=True)
@@ -76,6 +109,33 @@ class UsageLog(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_name}, {self.completion_tokens} tokens, {self.finish_reason}"
+
+    def get_absolute_url(self) -> str:
+        return reverse("usage:show", args=[self.pk])
+
+    @property
+    def began_at(self) -> datetime:
+        return self.created_at - timedelta(milliseconds=self.duration_ms)
+
+    @property
+    def is_cut(self) -> bool:
+        """It was stopped from outside; the engine would have gone on."""
+        return self.finish_reason in ("cancelled", "error")
+
+    @property
+    def num_lost(self) -> int:
+        """Tokens at its beginning whose ids are not known: written by an engine that died under it."""
+        return self.completion_tokens - len(unpack_ids(bytes(self.output_ids)))
+
+    def had_neighbours(self) -> bool:
+        """Were other generations of the same model computed in the same batches, at least for a while?"""
+        others = UsageLog.objects.filter(
+            model_sha256=self.model_sha256,
+            created_at__gt=self.began_at,
+            created_at__lt=self.created_at + LONGEST_GENERATION,
+        )
+        rows = others.exclude(pk=self.pk).only("created_at", "duration_ms").iterator()
+        return any(other.began_at < self.created_at for other in rows)
 
     @property
     def dialogue(self) -> tuple[Message, ...]:

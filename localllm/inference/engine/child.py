@@ -24,16 +24,20 @@ MAX_STDERR = 16 << 10
 
 
 class Child:
-    """`python -m MODULE ARGUMENT … PARENT_PID`; it ends with the `async with`, also when that is cancelled."""
+    """`python -m MODULE ARGUMENT … PARENT_PID`; it ends with the `async with`, also when that is cancelled.
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    `order` is what it reads on stdin, for what is too long to be an argument.
+    """
+
+    def __init__(self, module: str, *arguments: str, order: bytes = b"") -> None:
         self._command = (sys.executable, "-m", module, *arguments, str(os.getpid()))
+        self._order = order
         self._errors = b""
 
     async def __aenter__(self) -> Child:
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE if self._order else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE,
@@ -42,6 +46,9 @@ class Child:
             process_group=0,
         )
         self._listening = asyncio.create_task(self._keep_errors())
+        if self._process.stdin is not None:
+            self._process.stdin.write(self._order)
+            self._process.stdin.write_eof()
         return self
 
     async def __aexit__(

@@ -68,6 +68,12 @@ class Engine:
             self.step()
             self._flush()
 
+    def run_until_idle(self) -> None:
+        """Compute until nobody waits or runs; for whoever owns the thread."""
+        self._receive()
+        while not self._scheduler.is_idle:
+            self.step()
+
     def warm_up(self) -> None:
         """Compute one token, so that the first user does not wait for pages and buffers."""
         nobody = Sequence([0, 0], SamplingParams(), 0, 1, emit=lambda event: None, slot=0)

@@ -103,14 +103,14 @@ class EngineHost:
 
     async def wait_until_ready(self) -> ModelInfo:
         """Wait for the model to be loaded. Raises ModelRefused when it never will be."""
-        async for _ in self._loading():
+        async for _ in self.loading():
             pass
         assert self.info is not None
         return self.info
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[Event]:
         """Answer one request. Raises ProviderError, or EngineDied when the worker ended under it."""
-        async for event in self._loading():
+        async for event in self.loading():
             yield event
         if self.info and self.info.is_embedding:
             raise ProviderError(
@@ -195,7 +195,8 @@ class EngineHost:
             if self._pending.pop(id, None) is not None:
                 self._send(wire.Cancel(id))
 
-    async def _loading(self) -> AsyncIterator[Loading]:
+    async def loading(self) -> AsyncIterator[Loading]:
+        """How far it is, until it is ready. Raises ModelRefused, or EngineDied when it was stopped."""
         while self.state != "ready":
             if self.state == "refused":
                 raise ModelRefused(self.error)

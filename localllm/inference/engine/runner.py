@@ -251,22 +251,18 @@ class Runner:
     def show(self, tokens: Iterable[int]) -> None:
         """Let these control tokens stand for their spelling."""
         for token in tokens:
-            self._pieces[token] = self._bytes(token, special=True)
+            self._pieces[token] = _bytes(self._vocab, token, special=True)
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; control tokens stand for none, unless they are shown."""
         piece = self._pieces[token]
         if piece is None:
-            piece = self._pieces[token] = self._bytes(token, special=False)
+            piece = self._pieces[token] = _bytes(self._vocab, token, special=False)
         return piece
 
-    def _bytes(self, token: int, *, special: bool) -> bytes:
-        buffer = ctypes.create_string_buffer(64)
-        size = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        if size < 0:
-            buffer = ctypes.create_string_buffer(-size)
-            size = llama.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
-        return buffer.raw[:size]
+    def spell(self, tokens: Iterable[int]) -> str:
+        """The text of some tokens as it was computed with: control tokens are spelled out."""
+        return _spell(self._vocab, tokens)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -277,7 +273,7 @@ class Runner:
         end = [token for token in special if self.is_end(token)]
         if not end:
             raise ConstraintError("This model has no token that ends an answer, so it cannot write by a schema.")
-        pieces = [self._bytes(token, special=True) for token in tokens]
+        pieces = [_bytes(self._vocab, token, special=True) for token in tokens]
         # A tokenizer that puts a blank before every text is no help in the middle of one.
         is_faithful = b"".join(pieces[token] for token in self.tokenize("{", special=False)) == b"{"
         return Vocabulary(
@@ -399,6 +395,10 @@ class Runner:
         pointer = llama.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
 
+    def probabilities(self, row: int) -> npt.NDArray[np.float64]:
+        """Of all tokens, shape (vocab_size,), after one row of the last batch: without temperature and filters."""
+        return np.exp(_log_softmax(self.logits(row)))
+
     def _sample(self, piece: Slice, row: int) -> Sample:
         seq = piece.seq
         if seq.constraint is not None:
@@ -440,9 +440,7 @@ class Runner:
         return tuple(TokenLogprob(self.piece(token), 0.0) for token in tokens)
 
     def _logprob(self, token: int, logits: npt.NDArray[np.float32], count: int) -> TokenLogprob:
-        exact = logits.astype(np.float64)
-        peak = exact.max()
-        logprobs = exact - (peak + np.log(np.exp(exact - peak).sum()))
+        logprobs = _log_softmax(logits)
         best = np.argpartition(logprobs, -count)[-count:] if count else np.empty(0, np.int64)
         best = best[np.argsort(-logprobs[best])]
         return TokenLogprob(
@@ -450,6 +448,39 @@ class Runner:
             float(logprobs[token]),
             tuple((self.piece(int(t)), float(logprobs[t])) for t in best),
         )
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exact = logits.astype(np.float64)
+    peak = float(exact.max())
+    return exact - (peak + float(np.log(np.exp(exact - peak).sum())))
+
+
+def spell(path: Path, *texts: tuple[int, ...]) -> tuple[str, ...]:
+    """Texts of token ids, control tokens spelled out. Loads no more of the file than its vocabulary."""
+    log = _Log()
+    params = llama.llama_model_default_params()
+    params.vocab_only = True
+    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise ModelRefused(f"llama.cpp cannot load the vocabulary of {path.name}: {log.last_error}")
+    vocab = llama.llama_model_get_vocab(model)
+    return tuple(_spell(vocab, tokens) for tokens in texts)
+
+
+def _spell(vocab: Any, tokens: Iterable[int]) -> str:
+    size = llama.llama_vocab_n_tokens(vocab)
+    known = (token for token in tokens if 0 <= token < size)  # any other id makes llama.cpp abort
+    return b"".join(_bytes(vocab, token, special=True) for token in known).decode("utf-8", "replace")
+
+
+def _bytes(vocab: Any, token: int, *, special: bool) -> bytes:
+    buffer = ctypes.create_string_buffer(64)
+    size = llama.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    if size < 0:
+        buffer = ctypes.create_string_buffer(-size)
+        size = llama.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    return buffer.raw[:size]
 
 
 class _Batch:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +49,15 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """
         stretch = self.rope_scale if self.rope_scaling != "none" else 1.0
         return min(self.n_ctx, int(trained * stretch)) if trained else self.n_ctx
+
+
+def cpu_name() -> str:
+    """What the machine calls its CPU; its architecture where it does not say."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def num_available_cpus() -> int:

@@ -20,8 +20,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from localllm.inference.engine import wire
+from localllm.inference.engine.answer_format import AnswerFormat
 from localllm.inference.engine.chat_template import ChatTemplate, Rendered
-from localllm.inference.engine.constraint import Constraint, Grammars, Preface
 from localllm.inference.engine.embedder import Embedder, EmbedRequest
 from localllm.inference.engine.engine import Engine
 from localllm.inference.engine.runner import Runner
@@ -29,7 +29,6 @@ from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
-from localllm.inference.reasoning import Phase, ReasoningParser
 from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Message, ModelInfo
 
 PR_SET_PDEATHSIG = 1
@@ -47,7 +46,6 @@ class Worker:
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
         self._percent_told = -1
-        self._grammars: Grammars | None = None  # made when the first schema comes
 
     def main(self) -> None:
         load = self._first_message()
@@ -73,11 +71,7 @@ class Worker:
         self._template = ChatTemplate(
             info.chat_template, bos=info.bos, eos=info.eos, special_tokens=info.special_tokens
         )
-        self._tags = self._template.tags
-        if self._tags:
-            self._opening = self._runner.tokenize(self._tags.opening + "\n", special=True)
-            self._closing = self._runner.tokenize(self._tags.closing, special=True)
-            self._runner.show((*self._opening, *self._closing))
+        self._format = AnswerFormat(self._runner, self._template.tags)
         # Most conversations begin alike, and tokenizing takes a millisecond or two for each thousand characters.
         self._tokenize_head = lru_cache(maxsize=64)(partial(self._runner.tokenize, special=True))
         return Engine(
@@ -195,8 +189,8 @@ class Worker:
             emit=self._teller(id),
             owner=request.owner,
             num_shared=num_shared,
-            constraint=self._constraint(request, rendered, max_tokens),
-            parser=self._parser(request, rendered),
+            constraint=self._format.constraint(request, max_tokens, opens_reasoning=rendered.opens_reasoning),
+            parser=self._format.parser(request, opens_reasoning=rendered.opens_reasoning),
         )
         self._remember(id, seq)
         self._engine.submit(seq)
@@ -224,31 +218,6 @@ class Worker:
             if id in self._cancelled:
                 self._cancelled.discard(id)
                 seq.cancelled = True
-
-    def _parser(self, request: ChatRequest, rendered: Rendered) -> ReasoningParser | None:
-        """What parses the reasoning of a thinking model apart, unless that is over already."""
-        if self._tags is None or request.prefix:
-            return None
-        phase: Phase = "reasoning" if _is_open(request, rendered) else "undecided"
-        return ReasoningParser(self._tags, phase, is_begun=bool(request.reasoning))
-
-    def _preface(self, request: ChatRequest, rendered: Rendered) -> Preface | None:
-        """The reasoning that may come before a document."""
-        if self._tags is None or request.prefix:
-            return None
-        return Preface(tuple(self._opening), tuple(self._closing), _is_open(request, rendered))
-
-    def _constraint(self, request: ChatRequest, rendered: Rendered, max_tokens: int) -> Constraint | None:
-        """What the answer is decoded by, brought to where the prefix ends."""
-        wanted = request.response_format
-        if wanted is None:
-            return None
-        self._grammars = self._grammars or Grammars(self._runner.vocabulary)
-        grammar = self._grammars.get(wanted.digest, wanted.grammar, wanted.examples)
-        written = grammar.vocabulary.tokenizer.tokenize_str(request.prefix)
-        constraint = grammar.start(max_tokens + len(written), self._preface(request, rendered))
-        constraint.replay(written)
-        return constraint
 
     def _render(self, id: int, request: ChatRequest) -> Rendered:
         texts = (*(message.content for message in request.messages), request.prefix, request.reasoning)
@@ -314,11 +283,6 @@ class Worker:
     def _forget(self, id: int) -> None:
         with self._lock:
             self._sequences.pop(id, None)
-
-
-def _is_open(request: ChatRequest, rendered: Rendered) -> bool:
-    """Does the answer go on with reasoning?"""
-    return rendered.opens_reasoning or bool(request.reasoning)
 
 
 def _start(target: Callable[[], None], name: str) -> None:

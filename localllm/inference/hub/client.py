@@ -119,6 +119,9 @@ class Hub:
 
     def _refusal(self, response: httpx2.Response, what: str) -> HubError:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
+        if status in (401, 403) and response.url.netloc != httpx2.URL(self.endpoint).netloc:
+            # The hub let us pass: a link to its storage holds for a while only, and every attempt gets a new one.
+            return HubError(f"The storage of the hub did not take its link ({status} for {what}). Try again later.")
         if code == "GatedRepo" or status == 403:
             return HubError(
                 f"The hub does not give out {what} to everybody ({status}): accept the licence on its page at "

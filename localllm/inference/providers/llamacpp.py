@@ -33,7 +33,7 @@ from localllm.inference.memory import (
     resident_bytes,
     this_machine,
 )
-from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message
+from localllm.inference.types import ChatRequest, Embedding, Event, Loading, Message, ModelInfo
 
 State = Literal["stopped", "waiting", "loading", "ready", "restarting", "ending", "refused"]
 
@@ -78,6 +78,7 @@ class Serving:
     resident_bytes: int = 0
     window: int = 0  # tokens of one conversation
     num_slots: int = 0
+    num_threads: int = 0
     build: str = ""  # of llama.cpp
     pid: int | None = None
     loaded_since: datetime | None = None
@@ -167,9 +168,25 @@ class LlamaCpp:
             return await worker.host.count(messages)
 
     async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
+        """Exact number of tokens of each text by itself."""
         with self._using(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.count_texts(texts)
+
+    async def info(self, model: LocalModel) -> ModelInfo:
+        """What the model turned out to be; loads it if need be."""
+        with self._using(model) as worker:
+            await asyncio.shield(worker.started)
+            return await worker.host.wait_until_ready()
+
+    async def loading(self, model: LocalModel) -> AsyncGenerator[Loading]:
+        """How far loading is, until the model is ready; nothing if it is."""
+        with self._using(model) as worker:
+            if not worker.started.done():
+                yield Loading(0.0)
+                await asyncio.shield(worker.started)
+            async for event in worker.host.loading():
+                yield event
 
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
@@ -256,6 +273,7 @@ class LlamaCpp:
             resident_bytes=resident_bytes(host.pid) if host.pid else 0,
             window=host.info.window if host.info else 0,
             num_slots=num_slots,
+            num_threads=host.info.num_threads if host.info else 0,
             build=host.info.build if host.info else "",
             pid=host.pid,
             loaded_since=datetime.fromtimestamp(host.ready_at, UTC) if host.ready_at else None,
