@@ -89,9 +89,13 @@ def add_part(request: Request, part_of: UUID) -> HttpResponse:
     have = path.stat().st_size if path.exists() else 0
     if at > have:
         return JsonResponse({"at": have}, status=409)
-    with path.open("r+b" if have else "wb") as file:
-        file.seek(at)
-        file.write(data)
+    try:
+        with path.open("r+b" if have else "wb") as file:
+            file.seek(at)
+            file.write(data)
+    except OSError as exc:
+        reason = f"The file cannot be stored here ({exc.strerror}). Make room on this server's disk, then try again."
+        return JsonResponse({"error": reason}, status=507)
     if at + len(data) < size:
         return JsonResponse({"at": at + len(data)})
     _begin(request.user, path, request.GET.get("name", ""))

@@ -90,7 +90,7 @@ def test_a_second_message_takes_files_too_and_one_that_cannot_be_read_says_why(p
     send(page, "Hello")
     pick(page, "report.txt", b"MZ\x90\x00" + bytes(1000))
     expect(page.locator(".file-chip.is-problem")).to_contain_text("This is a program")
-    page.get_by_role("button", name="OK").click()
+    page.get_by_role("button", name="OK", exact=True).click()
     pick(page, "notes.md", b"The mill was built in 1887.")
     expect(page.locator(".file-chip[data-file]")).to_have_count(1)
     send(page, "When was the mill built?")

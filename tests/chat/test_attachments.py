@@ -170,6 +170,26 @@ async def test_a_second_question_about_passages_counts_on(chat, alice):
     assert sorted(passages) == list(range(1, len(passages) + 1)) and passages[len(passages)].file == file
 
 
+async def test_a_reply_that_outlives_its_process_is_asked_the_same(chat, alice):
+    fields = {"temperature": 99.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "max_tokens": 250, "seed": 1}
+    await database.write(lambda: Conversation.objects.filter(pk=chat.pk).update(**fields))
+    file = await database.write(stored, alice, TOWNS)
+    _, reply = await database.write(chat.send, "c1", "When was number 42 founded?", by(file, "passages"))
+    await live.start(reply)
+    async for frame in live.tail(reply.pk):
+        if frame["type"] == "text":
+            break
+    await live.drain(5)  # as at shutdown
+    text = await database.read(asked, reply)
+    assert "[1] (a.txt)" in text
+    live._is_draining = False  # the next process
+    await live.resume_interrupted()
+    async for _ in live.tail(reply.pk):
+        pass
+    assert await database.read(asked, reply) == text
+    assert (await database.read(lambda: Message.objects.get(pk=reply.pk))).status == "complete"
+
+
 async def test_a_summary_is_written_once_and_stored(chat, alice):
     reply = await answer(chat, "What is it about?", by(await database.write(stored, alice, TOWNS[:6000]), "summary"))
     assert reply.status == "complete", reply.error
