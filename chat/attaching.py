@@ -116,7 +116,6 @@ class _Task:
             return None
         conversation = Conversation.objects.select_related("model", "owner").get(pk=reply.conversation_id)
         model = conversation.resolved_model()
-        known = conversation.passages(conversation.path(reply.parent_id))
         return cls(
             question=unsettled[0].message,
             conversation=conversation,
@@ -124,7 +123,7 @@ class _Task:
             turns=conversation.context(reply.parent_id).messages,
             to_summarise=[each for each in unsettled if each.mode == "summary"],
             to_search=[each for each in unsettled if each.mode == "passages"],
-            first_number=max(known, default=0) + 1,
+            first_number=conversation.next_passage_number(conversation.path(reply.parent_id)),
         )
 
 

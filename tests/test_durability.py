@@ -108,3 +108,39 @@ def test_the_same_test_sees_a_server_that_shows_before_it_commits(tmp_path):
                 return
             server.start()
     pytest.fail("The fault was there, and the test did not see it.")
+
+
+# What a reply is asked with outlives the process
+
+CHAT = FERRY + "print(ferry('{name}', num_pairs=12))"
+UPLOADED = """
+from django.contrib.auth.models import User
+from chat.attachments import File
+from localllm.inference.documents.extraction import Extract
+text = "\\n\\n".join(f"Town number {{n}} was founded in {{1000 + n}}. " + "It has a church. " * 40 for n in range(60))
+print(File.objects.add(User.objects.get(username="{name}"), "towns.txt", len(text), Extract(text, "text/plain")).pk)
+"""
+PROMPTS = """
+from localllm.gateway.models import UsageLog
+from localllm.gateway.models.usage import unpack_messages
+for log in UsageLog.objects.exclude(message_id=None).order_by("created_at"):
+    print(repr([(m.role, m.content) for m in log.dialogue[:-1]]))
+"""
+
+
+def made_by(server: Server, program: str) -> str:
+    done = server.manage("shell", "-v0", "-c", program.format(name=ADMIN))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+async def killed_while_answering(server: Server, chat: str, **frame: object) -> str:
+    """Ask, wait for the first words, and kill the server; the id of the reply."""
+    browser = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD)
+    socket = await browser.connect(chat)
+    cid = uuid.uuid4().hex
+    await socket.send(json.dumps({"type": "send", "cid": cid, "text": "When was town 42 founded?", **frame}))
+    while not (reply := query(server.home, STARTED, cid)):
+        await asyncio.sleep(0.02)
+    await asyncio.to_thread(server.kill)
+    return str(uuid.UUID(reply[0][0]))

@@ -191,8 +191,8 @@ async def _summarise(
                     previous=previous,
                     num_messages=len(found),
                     tokens_before=item.num_tokens_before,
-                    model_name=model.name,
-                    template_version=version,
+                    model_name="" if item.is_quoted else model.name,
+                    template_version=None if item.is_quoted else version,
                 )
                 new.say(item.facts, item.num_tokens)
                 yield await database.store(conversation.keep_summary, new, based_on)

@@ -55,6 +55,27 @@ def test_a_long_chat_is_summarised_by_hand_and_its_messages_are_folded(ferry):
     wait_until_answered(ferry)
 
 
+def test_commands_are_listed_behind_the_slash_and_carried_out_from_there(ferry):
+    ferry.get_by_label("Message", exact=True).focus()
+    ferry.keyboard.type("/")
+    options = ferry.locator("#prompts [role=option]:visible")
+    expect(options.first).to_contain_text("Summarise older messages")
+    ferry.keyboard.type("com")
+    expect(options).to_have_count(1)
+    expect(ferry.locator("#prompts")).not_to_contain_text("No prompt matches")
+    ferry.screenshot(path=SHOTS / "commands.png")
+    ferry.keyboard.press("Enter")
+    expect(ferry.locator(".summary")).to_be_visible(timeout=60_000)
+    expect(ferry.get_by_label("Message", exact=True)).to_have_value("")
+    expect(ferry.locator(".summary")).to_contain_text("taken out word for word")
+
+
+def test_what_begins_with_a_slash_and_is_no_command_is_sent(ferry):
+    send(ferry, "/etc/hosts holds what?")
+    expect(ferry.locator(".message.user .bubble").last).to_have_text("/etc/hosts holds what?")
+    wait_until_answered(ferry)
+
+
 def test_a_summary_is_edited_and_undone(ferry):
     compress(ferry)
     ferry.locator(".summary").get_by_role("button", name="Edit").click()
