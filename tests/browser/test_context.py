@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import NAME, SHOTS
+from tests.browser.test_attachments import pick
 from tests.browser.test_chat import send, wait_until_answered
 from tests.chat.test_context_plan import FERRY
 
@@ -40,6 +41,21 @@ def test_the_count_follows_what_is_typed(ferry):
     ferry.get_by_label("Message", exact=True).fill("Does it carry dogs as well?")
     expect(ferry.locator("#ledger")).not_to_contain_text(f"{before} of")
     assert before < num_tokens(ferry) < before + 40
+
+
+def test_the_count_follows_the_files_that_are_attached(ferry):
+    before = num_tokens(ferry)
+    pick(ferry, "mill.txt", b"The mill was built in 1887. " * 4)
+    expect(ferry.locator(".file-chip[data-file]")).to_have_count(1)
+    expect(ferry.locator("#ledger")).not_to_contain_text(f"{before} of")
+    assert num_tokens(ferry) > before + 20
+    open_panel(ferry)
+    expect(ferry.locator("#dialog")).to_contain_text("Attachments")
+    ferry.get_by_role("button", name="Read what will be sent").click()
+    expect(ferry.locator(".sent")).to_contain_text("--- mill.txt ---")
+    ferry.locator("#dialog").get_by_role("button", name="Close").click()
+    ferry.get_by_role("button", name="Remove mill.txt").click()
+    expect(ferry.locator("#ledger")).to_contain_text(f"{before} of")
 
 
 def test_a_long_chat_is_summarised_by_hand_and_its_messages_are_folded(ferry):

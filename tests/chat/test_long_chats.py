@@ -112,8 +112,7 @@ def with_passages(chat, alice):
         for n in range(300)
     )
     Attachment.objects.bulk_create(
-        Attachment(message_id=chat.ids[2 * n], file=file, place=0, mode="passages")
-        for n, file in enumerate(files)
+        Attachment(message_id=chat.ids[2 * n], file=file, place=0, mode="passages") for n, file in enumerate(files)
     )
     for n, each in enumerate(Attachment.objects.order_by("pk")):
         each.passages = [[2 * n + 1, 0, 7], [2 * n + 2, 8, 15]]
