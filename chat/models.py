@@ -228,6 +228,7 @@ class Conversation(models.Model):
             top_k=pick("top_k"),
             min_p=pick("min_p"),
             max_tokens=pick("max_tokens"),
+            clips_max_tokens=True,  # a long chat is to be answered, if in fewer tokens
             repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
             seed=self.seed,
             stop=tuple(model.stop),

@@ -150,8 +150,9 @@ async def killed_while_answering(server: Server, chat: str, **frame: object) -> 
     browser, cid = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD), uuid.uuid4().hex
     async with await browser.connect(chat) as socket:
         await socket.send(json.dumps({"type": "send", "cid": cid, "text": "When was town number 42 founded?", **frame}))
-        while not (found := query(server.home, STARTED, cid)):
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while not (found := query(server.home, STARTED, cid)):
+                await asyncio.sleep(0.01)
         await asyncio.to_thread(server.kill)
     return str(uuid.UUID(found[0][0]))
 

@@ -29,6 +29,7 @@ from localllm.inference.types import Message as Turn
 log = logging.getLogger(__name__)
 
 MIN_BUDGET, MAX_BUDGET = 64, 1024  # tokens of a summary; between them an eighth of the window
+ROOM_TO_GO_ON = 64  # tokens that an answer under way must still be able to get
 MARKUP_TOKENS = 16  # more than a chat template puts around a message
 TEMPLATE_TOKENS = 200  # more than it adds by itself, such as a date
 
@@ -113,10 +114,15 @@ def _refuse_a_question_too_long(account: Ledger) -> None:
 
 
 def _is_due(conversation: Conversation, account: Ledger, reply: Message) -> bool:
-    """Is the threshold reached? After an undo only once the conversation would not fit any more."""
+    """Is the threshold reached? After an undo only once the conversation would not fit any more.
+
+    An answer that goes on is asked as it was begun, as long as there is room to go on.
+    """
     if not conversation.compress_at:
         return False
     num_tokens = account.num_tokens + len(reply.text.encode()) // ledger.BYTES_PER_TOKEN
+    if reply.text or reply.reasoning:
+        return num_tokens + ROOM_TO_GO_ON > account.window
     if any(not file.is_settled for file in Attachment.objects.filter(message__children=reply)):
         num_tokens += account.window // ledger.UNKNOWN_SHARE  # what is to stand for a file is not written yet
     if num_tokens + account.reserve > account.window:

@@ -133,6 +133,27 @@ async def test_a_chat_that_turned_it_off_is_told_that_its_window_is_full():
     assert not await database.read(conversation.summaries.exists)
 
 
+async def test_an_answer_may_be_as_long_as_the_window_still_holds_whatever_the_chat_asks_for():
+    conversation = await database.write(chat, 5, max_tokens=1000)
+    reply = await ask(conversation)
+    await read(reply)
+    assert (await stored(reply)).status == "complete"
+
+
+async def test_an_answer_that_goes_on_is_asked_as_it_was_begun():
+    await load()
+    conversation = await database.write(chat, 5, compress_at=50, length=2)
+    _, reply = await database.write(conversation.send, "begun", "And back?")
+    await database.write(reply.append, "It leaves ")
+    await database.read(reply.refresh_from_db)
+    before = await database.read(conversation.request_for, reply)
+    await live.start(reply)
+    await read(reply)
+    assert (await stored(reply)).text.startswith("It leaves ")
+    assert not await database.read(conversation.summaries.exists)
+    assert before.messages == (await database.read(UsageLog.objects.get, message_id=reply.pk)).dialogue[:-1]
+
+
 async def test_a_short_chat_is_left_alone():
     conversation = await database.write(chat, 2)
     await read(await ask(conversation))
