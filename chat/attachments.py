@@ -115,7 +115,11 @@ class File(models.Model):
 class AttachmentQuerySet(models.QuerySet["Attachment"]):
     def shown(self) -> AttachmentQuerySet:
         """With what a page shows of them; the texts come when they are asked for."""
-        return self.select_related("file", "template_version__template").defer("file__text")
+        return self.read().defer("file__text")
+
+    def read(self) -> AttachmentQuerySet:
+        """With all that a model reads of them."""
+        return self.select_related("file", "template_version__template")
 
     def attach(self, message: Any, choices: Sequence[FileChoice]) -> None:
         """Raises ValueError with a sentence where a file is not the user's, or belongs to another chat."""

@@ -106,14 +106,15 @@ class Conversation(models.Model):
             at = parents[at]
         return path[::-1]
 
-    def branch(self, path: list[uuid.UUID] | None = None) -> list[Message]:
-        """The messages of `path`, or of a part of it, each with its `versions`."""
+    def branch(self, path: list[uuid.UUID] | None = None, *, reads_files: bool = False) -> list[Message]:
+        """The messages of `path`, or of a part of it, each with its `versions`; with `reads_files` for the model."""
         path = self.path() if path is None else path
         siblings: dict[uuid.UUID | None, list[uuid.UUID]] = {}
         for id, parent_id in self._tree():
             siblings.setdefault(parent_id, []).append(id)
         messages = self.messages.select_related("schema_version__schema")
-        rows = messages.prefetch_related(Prefetch("attachments", Attachment.objects.shown())).in_bulk(path)
+        attachments = Attachment.objects.read() if reads_files else Attachment.objects.shown()
+        rows = messages.prefetch_related(Prefetch("attachments", attachments)).in_bulk(path)
         branch = [rows[id] for id in path]
         for message in branch:
             message.versions = _versions(message.pk, siblings[message.parent_id])
@@ -161,7 +162,7 @@ class Conversation(models.Model):
         """What is sent of the branch that ends with `leaf_id`, its own leaf by default."""
         model = self.resolved_model()
         path = self.path(leaf_id)
-        return plan(model, self.system_text(model), self.summary_on(path), self.branch(path))
+        return plan(model, self.system_text(model), self.summary_on(path), self.branch(path, reads_files=True))
 
     def summary_on(self, path: list[uuid.UUID]) -> Summary | None:
         """The newest summary that stands for the beginning of `path`."""
@@ -178,7 +179,7 @@ class Conversation(models.Model):
     def summarised_by(self, up_to_id: uuid.UUID, previous: Summary | None) -> list[Message]:
         """The messages that a summary up to there is made from: neither in `previous`, nor pinned or excluded."""
         before = set(self.path(previous.up_to_id)) if previous else set()
-        branch = self.branch([id for id in self.path(up_to_id) if id not in before])
+        branch = self.branch([id for id in self.path(up_to_id) if id not in before], reads_files=True)
         return [m for m in branch if m.content and m.placement in ("automatic", "expanded")]
 
     def request_for(self, reply: Message) -> ChatRequest:

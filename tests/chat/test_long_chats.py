@@ -8,6 +8,7 @@ from django.urls import reverse
 
 from chat import views
 from chat.models import Attachment, Conversation, File, Message
+from localllm.gateway.models import LanguageModel
 from tests.bench.long_chat import long_conversation
 
 pytestmark = pytest.mark.django_db
@@ -127,3 +128,9 @@ def test_only_the_passages_that_are_cited_on_a_page_are_read(page, with_passages
     whole = [each["sql"] for each in queries if '"page_starts"' in each["sql"]]
     assert "/passages/7" in html and len(whole) <= 2
     assert with_passages.next_passage_number(with_passages.path()) == 601
+
+
+def test_what_the_model_reads_takes_no_query_for_each_file(with_passages, django_assert_max_num_queries):
+    LanguageModel.objects.create(name="m", path="/m.gguf", size_bytes=1, file_mtime_ns=1, is_default=True)
+    with django_assert_max_num_queries(15):
+        assert len(with_passages.context().messages) == NUM
