@@ -6,13 +6,8 @@ What has come lies in the store under the id of its row, and the size of that fi
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -25,21 +20,13 @@ from localllm.gateway.downloads import store
 from localllm.gateway.models import FileVersion, Job, LanguageModel, Upload
 from localllm.gateway.registration import describe, register
 from localllm.inference import model_file
+from localllm.inference.chunked_file import WrongOffset, append
 from localllm.inference.engine.gguf import read_beginning
 from localllm.inference.errors import HubError, InferenceError, ModelRefused
-from localllm.inference.hub.store import disk_error
 from localllm.inference.model_file import Stamp
 
 ABANDONED_AFTER = timedelta(days=7)
 MAX_NAME = 300
-
-
-class WrongOffset(Exception):
-    """The chunk does not begin where the last one ended: at `num_bytes`."""
-
-    def __init__(self, num_bytes: int) -> None:
-        super().__init__(f"The next chunk begins at byte {num_bytes:,}. Go on from there.")
-        self.num_bytes = num_bytes
 
 
 def begin(user: User, name: str, size_bytes: int) -> Upload:
@@ -60,18 +47,11 @@ def begin(user: User, name: str, size_bytes: int) -> Upload:
 
 def receive(upload: Upload, offset: int, chunk: bytes) -> None:
     """Append a chunk. Raises WrongOffset, and InferenceError where the file will be no model or the disk is full."""
-    with _file(upload) as file:
-        here = file.seek(0, os.SEEK_END)
-        if offset != here or upload.state != "receiving":
-            raise WrongOffset(here)
-        if here + len(chunk) > upload.size_bytes:
-            raise ModelRefused(f"{upload} is longer than the {upload.size_bytes:,} bytes that were told. Begin anew.")
-        try:
-            _write(file, chunk)
-        except OSError as exc:
-            os.truncate(file.fileno(), here)
-            raise disk_error(exc, store().folder) from exc
-        upload.num_bytes = here + len(chunk)
+    if upload.state != "receiving":
+        raise WrongOffset(_size(upload))
+    if offset + len(chunk) > upload.size_bytes:
+        raise ModelRefused(f"{upload} is longer than the {upload.size_bytes:,} bytes that were told. Begin anew.")
+    upload.num_bytes = append(_path(upload), offset, chunk)
     _look_at_header(upload)
     if upload.num_bytes == upload.size_bytes:
         _check(upload)
@@ -160,25 +140,6 @@ def _check(upload: Upload) -> None:
         upload.job = Job.objects.create(kind=Upload.KIND, title=f"{upload} from a browser"[:300])
         upload.save()
     jobs.runner.wake()
-
-
-def _write(file: BinaryIO, chunk: bytes) -> None:
-    written = 0
-    while written < len(chunk):  # a disk that fills takes a part and refuses the rest
-        written += file.write(memoryview(chunk)[written:]) or 0
-
-
-@contextmanager
-def _file(upload: Upload) -> Iterator[BinaryIO]:
-    """Where its bytes go, locked: two tabs may send the same file."""
-    try:
-        store().folder.mkdir(parents=True, exist_ok=True)
-        file = open(_path(upload), "a+b", buffering=0)  # noqa: SIM115
-    except OSError as exc:
-        raise disk_error(exc, store().folder) from exc
-    with file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        yield file
 
 
 def _size(upload: Upload) -> int:

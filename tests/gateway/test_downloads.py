@@ -59,7 +59,7 @@ async def runner(home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[J
     """The runner of this process, as a server starts it."""
     runner = JobRunner(NEVER)
     monkeypatch.setattr("localllm.gateway.jobs.runner", runner)
-    await runner.start({"download": downloads.run})
+    await runner.start({Download.KIND: downloads.run})
     yield runner
     await runner.drain(5)
 

@@ -19,6 +19,7 @@ from pytest_django.fixtures import Settings
 
 from localllm.gateway import uploads
 from localllm.gateway.models import Job, LanguageModel, Upload
+from localllm.inference.chunked_file import WrongOffset
 from localllm.inference.errors import InferenceError, ModelRefused
 from tests.gguf_files import STARTER
 
@@ -196,7 +197,7 @@ def test_nobody_else_reaches_it(browser: Client, client: Client) -> None:
 def test_it_refuses_what_is_sent_after_the_end(ada: User) -> None:
     upload = uploads.begin(ada, "m.gguf", len(CONTENT))
     uploads.receive(upload, 0, CONTENT)
-    with pytest.raises(uploads.WrongOffset):
+    with pytest.raises(WrongOffset):
         uploads.receive(upload, len(CONTENT), b"x")
     with pytest.raises(ModelRefused):
         uploads.begin(ada, "m.txt", 9)

@@ -15,6 +15,7 @@ from localllm.gateway import own_files, uploads
 from localllm.gateway.models import Upload
 from localllm.gateway.pages.downloads import may_add_models
 from localllm.gateway.pages.request import Request
+from localllm.inference.chunked_file import WrongOffset
 from localllm.inference.errors import InferenceError
 
 NUM_SHOWN = 20
@@ -57,7 +58,7 @@ def chunk(request: Request, upload_id: UUID) -> HttpResponse:
     offset = request.GET.get("offset", "")
     try:
         uploads.receive(upload, int(offset) if offset.isdecimal() else -1, request.body)
-    except uploads.WrongOffset as exc:
+    except WrongOffset as exc:
         return _problem(str(exc), 409, num_bytes=exc.num_bytes)
     except InferenceError as exc:
         return _problem(str(exc), 422)
