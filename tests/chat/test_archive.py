@@ -216,11 +216,6 @@ class RoundTrip(TestCase):
         assert without_ids(exporting.record(Conversation.objects.get(owner=bob))) == without_ids(record)
 
 
-@pytest.fixture
-def alice(db):
-    return User.objects.create_user("alice")
-
-
 def test_what_a_conversation_has_grown_by_is_added(alice):
     importing.store(alice, "chatgpt", sources.read(json.dumps(chatgpt()).encode()).record)
     grown = chatgpt(q3=gpt_node("b", "user", "Thanks."))
