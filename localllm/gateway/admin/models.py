@@ -177,19 +177,11 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def check_files(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
             try:
-                is_sound = model.check_file()
-            except OSError as exc:
-                self.message_user(request, f"The file of {model} cannot be read: {exc}.", messages.ERROR)
-                continue
-            if is_sound:
-                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
+                model.check_file()
+            except ModelRefused as exc:
+                self.message_user(request, str(exc), messages.ERROR)
             else:
-                self.message_user(
-                    request,
-                    f"The file of {model} is not the one that was registered: its SHA-256 is another. Put the old "
-                    "one back, or register it again.",
-                    messages.ERROR,
-                )
+                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
 
     @admin.action(description="Enable", permissions=["change"])
     def enable(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
