@@ -223,6 +223,15 @@ def test_a_model_gets_the_file_of_another_and_its_old_one_back(
     assert LanguageModel.objects.get(name="second").path == older.path
 
 
+def test_a_file_that_does_not_load_is_not_taken_from_its_model(
+    admin_client: Client, model: LanguageModel, stored: LanguageModel
+) -> None:
+    Path(stored.path).write_bytes(b"GGUF, and then nothing of it")
+    assert "cannot be used" in do(admin_client, "replace", model, other="stored")
+    assert LanguageModel.objects.get(name="stored").files.count() == model.files.count() == 1
+    assert LanguageModel.objects.get(name="second").path == model.path
+
+
 def test_it_does_not_roll_back_to_a_file_that_is_gone(
     admin_client: Client, model: LanguageModel, stored: LanguageModel
 ) -> None:
