@@ -1,4 +1,7 @@
-"""Amounts in templates: `{{ bytes|size }}`, `{{ seconds|duration }}`, `{{ tokens|num }}`, `{{ tokens_per_s|pace }}`, `{{ count|parameters }}`."""
+"""Amounts in templates.
+
+`{{ bytes|size }}`, `{{ seconds|duration }}`, `{{ tokens|num }}`, `{{ tokens_per_s|pace }}`, `{{ count|parameters }}`.
+"""
 
 from django import template
 
