@@ -50,6 +50,7 @@ REPACKED_ROWS = 8  # of a tensor, or a multiple
 # from 0.4 GB; a handful of them reads as fast as the memory of a usual machine gives.
 CPU_BYTES_PER_S = 5_000_000_000
 MAX_READING_CPUS = 6
+TOKEN_S = 0.003  # what a token takes beside: sampling, and starting and joining threads in each layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ class Fit:
         rate = self.machine.bytes_per_s(self.num_threads)
         if not rate or not self.need.read_bytes or self.verdict not in ("fits", "smaller context"):
             return None
-        return rate / self.need.read_bytes
+        return 1 / (self.need.read_bytes / rate + TOKEN_S)
 
     def __str__(self) -> str:
         need, room = size(self.need.used_bytes), size(self.room_bytes)

@@ -93,7 +93,15 @@ def test_the_path_is_for_those_with_the_permission(
 def test_predicted_and_measured_memory_stand_side_by_side(reader: Client, model: LanguageModel) -> None:
     LanguageModel.objects.filter(pk=model.pk).update(predicted_bytes=2_000_000_000, measured_bytes=2_100_000_000)
     text = page(reader, "show", model)
-    assert "2.0 GB" in text and "2.1 GB" in text and "measured +5.0 %" in text
+    assert "2.0 GB" in text and "2.1 GB" in text and "4.8 % less than measured" in text
+
+
+def test_it_leads_to_a_chat_with_the_model(reader: Client, model: LanguageModel) -> None:
+    address = f"{reverse('chat:new')}?model=second"
+    assert address in page(reader, "show", model)
+    assert "Second" in reader.get(address).content.decode()
+    LanguageModel.objects.filter(pk=model.pk).update(is_enabled=False)
+    assert address not in page(reader, "show", model)
 
 
 def test_the_window_is_what_the_model_was_trained_on_at_most(reader: Client, model: LanguageModel) -> None:

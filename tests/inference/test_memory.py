@@ -385,7 +385,7 @@ def tokens_per_s(header: Header, machine: Machine, **settings: int) -> float:
 def test_it_writes_as_fast_as_its_weights_are_read() -> None:
     two, four = (tokens_per_s(QWEN_7B, machine(32, num_cpus=number)) for number in (2, 4))
     assert two == pytest.approx(10e9 / 4.4e9, rel=0.05)  # 4.7 GB, less the table that is only looked up
-    assert four == 2 * two
+    assert four == pytest.approx(2 * two, rel=0.02)
 
 
 def test_many_cpus_read_no_faster_than_some() -> None:
