@@ -75,11 +75,12 @@ class Card:
                 return "Not loaded"
 
     @property
-    def prediction_error(self) -> float | None:
-        """Per cent by which more was measured than predicted."""
+    def prediction_error(self) -> str:
+        """Such as `4.6 % more than measured`."""
         if not self.model.predicted_bytes or not self.model.measured_bytes:
-            return None
-        return 100 * (self.model.measured_bytes / self.model.predicted_bytes - 1)
+            return ""
+        excess = 100 * (self.model.predicted_bytes / self.model.measured_bytes - 1)
+        return f"{abs(excess):.1f} % {'more' if excess > 0 else 'less'} than measured"
 
 
 @dataclass(frozen=True, slots=True)
