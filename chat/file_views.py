@@ -73,7 +73,7 @@ def passage(request: Request, id: UUID, message_id: UUID, number: int) -> HttpRe
     """A passage that an answer cites, in its place in the file."""
     conversation = own_conversation(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    passage = conversation.passages(conversation.path(message.pk)).get(number)
+    passage = conversation.passages(conversation.path(message.pk), {number}).get(number)
     if passage is None:
         raise Http404
     context = {"passage": passage, "conversation": conversation, **_surroundings(passage)}

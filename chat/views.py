@@ -283,9 +283,11 @@ def _with_summary(conversation: Conversation, turns: list[Turn]) -> list[Turn]:
 
 def _turns(conversation: Conversation, path: list[UUID], part: slice) -> list[Turn]:
     """Of a part of the messages of `path`; what an answer cites may stand before."""
-    passages, shown = conversation.passages(path), path[part]
+    shown = path[part]
     feedback = Feedback.objects.filter(user=conversation.owner_id).on(shown)
     turns = [replace(_turn(each), feedback=feedback.get(each.pk)) for each in conversation.branch(shown)]
+    cited = {number for turn in turns for number in citations.numbers(turn.html)}
+    passages = conversation.passages(path, cited)
     return [_with_citations(turn, passages) for turn in turns] if passages else turns
 
 
