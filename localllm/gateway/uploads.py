@@ -29,20 +29,21 @@ ABANDONED_AFTER = timedelta(days=7)
 MAX_NAME = 300
 
 
-def begin(user: User, name: str, size_bytes: int) -> Upload:
-    """A new upload, or the unfinished one of the same file: of that name and size. Raises InferenceError."""
+def begin(user: User, name: str, size_bytes: int, modified_ms: int = 0) -> Upload:
+    """A new upload, or the unfinished one of the same file: of that name, size and time. Raises InferenceError."""
     name = PurePath(name.replace("\\", "/")).name[-MAX_NAME:]
     if not name.lower().endswith(".gguf"):
         raise ModelRefused(f"“{name}” is no model file. Choose one whose name ends with .gguf.")
     remove_abandoned()
-    known = Upload.objects.of(user).unfinished().filter(name=name, size_bytes=size_bytes).first()
+    same = {"name": name, "size_bytes": size_bytes, "modified_ms": modified_ms}
+    known = Upload.objects.of(user).unfinished().filter(**same).first()
     if known is not None:
         known.num_bytes = _size(known)
         known.save(update_fields=["num_bytes", "updated_at"])
         return known
     promised = Upload.objects.unfinished().aggregate(bytes=Sum(F("size_bytes") - F("num_bytes")))["bytes"] or 0
     store().check_room(name, size_bytes + promised)
-    return Upload.objects.create(user=user, name=name, size_bytes=size_bytes)
+    return Upload.objects.create(user=user, **same)
 
 
 def receive(upload: Upload, offset: int, chunk: bytes) -> None:

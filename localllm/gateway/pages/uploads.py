@@ -40,14 +40,20 @@ def index(request: Request) -> HttpResponse:
 @require_POST
 @may_add_models
 def begin(request: Request) -> HttpResponse:
-    size = request.POST.get("size", "")
-    if not size.isdecimal() or not 0 < int(size) < 1 << 53:
+    size, modified_ms = _number(request, "size"), _number(request, "modified")
+    if not size:
         return _problem("The size of the file is missing. Choose a file that is not empty.", 400)
     try:
-        upload = uploads.begin(request.user, request.POST.get("name", ""), int(size))
+        upload = uploads.begin(request.user, request.POST.get("name", ""), size, modified_ms)
     except InferenceError as exc:
         return _problem(str(exc), 400)
     return _account(upload)
+
+
+def _number(request: Request, name: str) -> int:
+    """As JavaScript has it; 0 for what is none."""
+    text = request.POST.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 17 and int(text) < 1 << 53 else 0
 
 
 @require_POST
