@@ -31,7 +31,7 @@ from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.gateway.models.feedback import MAX_NOTE
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
@@ -419,7 +419,7 @@ def _current_id(request: Request) -> UUID | None:
 @require_GET
 def sidebar(request: Request) -> HttpResponse:
     """The list of chats, the archive with `?archived=1`, or what `?q=` finds."""
-    return render(request, "chat/_chats.html" if request.htmx else "chat/chats.html", _shell(request))
+    return page_or_part(request, "chat/chats.html", _shell(request))
 
 
 def _shell(request: Request, conversation: Conversation | None = None) -> dict[str, Any]:

@@ -89,3 +89,12 @@ def test_it_notices_a_wrong_import(file: str, source: str) -> None:
 )
 def test_it_allows_a_right_import(file: str, source: str) -> None:
     assert broken_rules(file, source) == []
+
+
+def test_no_rule_of_the_stylesheet_is_left_open() -> None:
+    """A layer that is left open swallows those that follow, which then lose against rules that they should win over."""
+    depth = 0
+    for number, line in enumerate((ROOT / "static/css/app.css").read_text().splitlines(), 1):
+        assert not line.startswith("@layer") or depth == 0, f"line {number} begins a layer inside of another one"
+        depth += line.count("{") - line.count("}")
+    assert depth == 0

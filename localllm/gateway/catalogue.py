@@ -27,6 +27,7 @@ QUICK_BYTES = 10**9  # a file that is read for each token without a wait worth m
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # the best first
 COMMERCIAL_USES = ("yes", "limited", "no")  # the best first
 COMFORT = 0.8  # of the free memory: what is recommended leaves some for everything else
+READING_PACE = 5.0  # tokens a second: what writes slower than it is read tries everybody's patience
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, dict=True):
@@ -131,14 +132,14 @@ def choices(machine: Machine, settings: EngineSettings, *, loaded_bytes: int = 0
 
 
 def recommended(fits: dict[Entry, Fit]) -> Entry | None:
-    """The largest that fits comfortably, among those whose licence allows most; None where nothing does."""
-    comfortable = [
-        entry
-        for entry, found in fits.items()
-        if found.verdict == "fits" and found.need.used_bytes <= found.room_bytes * COMFORT
-    ]
+    """The largest that fits and writes comfortably, among those whose licence allows most; None where nothing does."""
     return min(
-        comfortable,
+        (entry for entry, found in fits.items() if _is_comfortable(found)),
         key=lambda entry: (COMMERCIAL_USES.index(entry.commercial_use), -entry.num_parameters),
         default=None,
     )
+
+
+def _is_comfortable(found: Fit) -> bool:
+    has_room = found.verdict == "fits" and found.need.used_bytes <= found.room_bytes * COMFORT
+    return has_room and (found.tokens_per_s is None or found.tokens_per_s >= READING_PACE)

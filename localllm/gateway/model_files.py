@@ -8,35 +8,52 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+
+from django.db import transaction
 
 from localllm.gateway import database, serving
 from localllm.gateway.downloads import store
 from localllm.gateway.models import FileVersion, LanguageModel
 from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.registration import register
+from localllm.inference.engine.probe import probe
 from localllm.inference.errors import ModelRefused
 
 
 async def replace(model: LanguageModel, other: LanguageModel) -> None:
     """Let `model` answer with the file of `other`, which becomes a version of it. Running replies end on the old one.
 
-    Raises ModelError, and InferenceError when the file will not load: then it is a version that does not serve.
+    Raises ModelError, and InferenceError when the file will not load with these settings. Then nothing has changed.
     """
-    file = await database.write(model.take_over, other)
+    model.check_may_take(other)
+    file = await database.read(lambda: other.current_file)
+    await _check(file)
+    await probe(Path(file.path), settings=model.engine_settings)
+    await serving.change(model.become(file), save=partial(_take, model, other))
     await serving.unload(other)
-    await roll_back(model, file)
+
+
+def _take(model: LanguageModel, other: LanguageModel) -> None:
+    with transaction.atomic():
+        model.become(model.take_over(other)).save()
 
 
 async def roll_back(model: LanguageModel, file: FileVersion) -> None:
     """Answer with that version from the next request on. Raises InferenceError when it will not load."""
+    await _check(file)
+    await serving.change(model.become(file))
+
+
+async def _check(file: FileVersion) -> None:
+    """It is there, and what lies there has passed its trial. Raises InferenceError."""
     path = Path(file.path)
     if not await asyncio.to_thread(path.is_file):
         raise ModelRefused(f"The file of this version is gone: {path}. Put it back, or remove the version.")
     if file.has_changed_file:
         await register(path)  # tries it out, as any file that nobody knows
         await database.read(file.refresh_from_db)
-    await serving.change(model.become(file))
 
 
 async def remove_version(file: FileVersion) -> None:

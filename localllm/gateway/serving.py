@@ -130,17 +130,17 @@ async def make_default(model: LanguageModel) -> None:
     _begin(model)
 
 
-async def change(model: LanguageModel) -> None:
+async def change(model: LanguageModel, save: Callable[[], None] | None = None) -> None:
     """Save a row with another file or other settings, without a gap: its new worker is loaded first.
 
-    Where both workers have no room, new requests wait until the old one has ended. Raises ProviderError, and
-    saves nothing, when it will not load.
+    `save` is for who stores more than this row. Where both workers have no room, new requests wait until the old one
+    has ended. Raises ProviderError, and saves nothing, when it will not load.
     """
     before = await database.read(LanguageModel.objects.get, pk=model.pk)
     is_swap = before.local() != model.local() and state(before).is_loaded
     if is_swap:
         await _load_if_room(model)
-    await database.write(model.save)
+    await database.write(save or model.save)
     if is_swap:
         _begin(model)
 

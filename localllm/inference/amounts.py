@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def pace(tokens_per_s: float) -> str:
+    """Of an estimate, in whole tokens: `25`, `less than 1`."""
+    return f"{tokens_per_s:.0f}" if tokens_per_s >= 0.95 else "less than 1"
+
+
 def number(count: int) -> str:
     """Such as `4,096`."""
     return f"{count:,}"

@@ -61,6 +61,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             value_length=self.head_length,
             state_length=0,
             feed_forward_length=self.feed_forward,
+            expert_share=1.0,
             vocab_size=self.vocab_size,
             tokenizer="",
             add_bos=None,

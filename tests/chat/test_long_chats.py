@@ -3,7 +3,6 @@
 import re
 
 import pytest
-from django.contrib.auth.models import User
 from django.urls import reverse
 
 from chat import views
@@ -13,17 +12,6 @@ from tests.bench.long_chat import long_conversation
 
 pytestmark = pytest.mark.django_db
 NUM = 2_000
-
-
-@pytest.fixture
-def alice():
-    return User.objects.create_user("alice")
-
-
-@pytest.fixture
-def page(client, alice):
-    client.force_login(alice)
-    return client
 
 
 @pytest.fixture

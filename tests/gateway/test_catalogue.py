@@ -10,8 +10,8 @@ from localllm.inference.memory import Machine
 GB = 10**9
 
 
-def on(gigabytes: int) -> dict[str, Choice]:
-    machine = Machine(total_bytes=gigabytes * GB, available_bytes=gigabytes * GB)
+def on(gigabytes: int, **more: int) -> dict[str, Choice]:
+    machine = Machine(total_bytes=gigabytes * GB, available_bytes=gigabytes * GB, **more)  # type: ignore[arg-type]
     return {choice.entry.name: choice for choice in choices(machine, EngineSettings())}
 
 
@@ -62,6 +62,17 @@ def test_it_recommends_the_largest_that_fits_and_may_be_sold() -> None:
         < large.num_parameters
         == max(entry.num_parameters for entry in entries() if entry.commercial_use == "yes")
     )
+
+
+def test_it_recommends_what_writes_as_fast_as_it_is_read() -> None:
+    slow, usual, quick = (on(32, num_cpus=number) for number in (2, 4, 6))
+    names = [entry.name for found in (slow, usual, quick) if (entry := recommended(found))]
+    assert names == ["Qwen3 1.7B", "Qwen3 4B", "Qwen3 8B"]
+    assert all((found[name].fit.tokens_per_s or 0) > 5 for found, name in zip((slow, usual, quick), names, strict=True))
+
+
+def test_it_recommends_the_largest_where_a_gpu_holds_it() -> None:
+    assert recommended(on(32, num_cpus=2, gpu_bytes=24 * GB)) == recommended(on(32))
 
 
 def test_it_recommends_nothing_where_nothing_fits() -> None:

@@ -93,7 +93,15 @@ def test_the_path_is_for_those_with_the_permission(
 def test_predicted_and_measured_memory_stand_side_by_side(reader: Client, model: LanguageModel) -> None:
     LanguageModel.objects.filter(pk=model.pk).update(predicted_bytes=2_000_000_000, measured_bytes=2_100_000_000)
     text = page(reader, "show", model)
-    assert "2.0 GB" in text and "2.1 GB" in text and "measured +5.0 %" in text
+    assert "2.0 GB" in text and "2.1 GB" in text and "4.8 % less than measured" in text
+
+
+def test_it_leads_to_a_chat_with_the_model(reader: Client, model: LanguageModel) -> None:
+    address = f"{reverse('chat:new')}?model=second"
+    assert address in page(reader, "show", model)
+    assert "Second" in reader.get(address).content.decode()
+    LanguageModel.objects.filter(pk=model.pk).update(is_enabled=False)
+    assert address not in page(reader, "show", model)
 
 
 def test_the_window_is_what_the_model_was_trained_on_at_most(reader: Client, model: LanguageModel) -> None:
@@ -221,6 +229,15 @@ def test_a_model_gets_the_file_of_another_and_its_old_one_back(
     assert LanguageModel.objects.get(name="second").path == stored.path
     assert "Second answers with second.gguf" in do(admin_client, "roll-back", model, version=older.pk)
     assert LanguageModel.objects.get(name="second").path == older.path
+
+
+def test_a_file_that_does_not_load_is_not_taken_from_its_model(
+    admin_client: Client, model: LanguageModel, stored: LanguageModel
+) -> None:
+    Path(stored.path).write_bytes(b"GGUF, and then nothing of it")
+    assert "cannot be used" in do(admin_client, "replace", model, other="stored")
+    assert LanguageModel.objects.get(name="stored").files.count() == model.files.count() == 1
+    assert LanguageModel.objects.get(name="second").path == model.path
 
 
 def test_it_does_not_roll_back_to_a_file_that_is_gone(

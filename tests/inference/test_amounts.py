@@ -2,7 +2,7 @@
 
 import pytest
 
-from localllm.inference.amounts import duration, size
+from localllm.inference.amounts import duration, pace, size
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,7 @@ def test_a_size_has_the_unit_that_suits_it(num_bytes: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (7_500, "2 h 5 min")])
 def test_a_duration_is_rounded_up(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_pace_is_told_in_whole_tokens() -> None:
+    assert [pace(speed) for speed in (25.3, 4.6, 0.4)] == ["25", "5", "less than 1"]

@@ -151,6 +151,14 @@ async def test_a_model_that_answers_makes_no_vectors(provider: LlamaCpp) -> None
         await provider.embed(LocalModel(STARTER, SETTINGS), ["hello"])
 
 
+async def test_it_does_not_test_itself_between_two_requests(host: EngineHost) -> None:
+    measuring = asyncio.create_task(host.measure())
+    for text in TEXTS * 3:
+        await host.embed([text])
+    assert not measuring.done()
+    assert (await measuring).prefill_per_s > 0
+
+
 async def test_it_measures_its_speed_beside_requests(host: EngineHost) -> None:
     await host.wait_until_ready()
     speed, texts = await asyncio.gather(host.measure(), host.embed(TEXTS * 10))

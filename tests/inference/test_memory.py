@@ -47,9 +47,15 @@ QWEN_7B = Shape(
 DEFAULTS = EngineSettings()
 
 
-def machine(gigabytes: float, *cpu_flags: str) -> Machine:
+def machine(gigabytes: float, *cpu_flags: str, num_cpus: int = 0, gpu: float = 0) -> Machine:
     total = int(gigabytes * GB)
-    return Machine(total_bytes=total, available_bytes=total, cpu_flags=frozenset(cpu_flags))
+    return Machine(
+        total_bytes=total,
+        available_bytes=total,
+        cpu_flags=frozenset(cpu_flags),
+        num_cpus=num_cpus,
+        gpu_bytes=int(gpu * GB),
+    )
 
 
 def header(path: Path, content: bytes) -> Header:
@@ -365,3 +371,40 @@ def test_it_takes_no_other_part_than_the_first(tmp_path: Path) -> None:
 def test_it_carries_a_header_between_processes() -> None:
     here = read_header(STARTER)
     assert msgspec.json.decode(msgspec.json.encode(here), type=Header) == here
+
+
+# The speed
+
+
+def tokens_per_s(header: Header, machine: Machine, **settings: int) -> float:
+    found = fit(header, EngineSettings(**settings), machine).tokens_per_s
+    assert found is not None
+    return found
+
+
+def test_it_writes_as_fast_as_its_weights_are_read() -> None:
+    two, four = (tokens_per_s(QWEN_7B, machine(32, num_cpus=number)) for number in (2, 4))
+    assert two == pytest.approx(10e9 / 4.4e9, rel=0.05)  # 4.7 GB, less the table that is only looked up
+    assert four == pytest.approx(2 * two, rel=0.02)
+
+
+def test_many_cpus_read_no_faster_than_some() -> None:
+    assert tokens_per_s(QWEN_7B, machine(32, num_cpus=64)) == tokens_per_s(QWEN_7B, machine(32, num_cpus=6))
+
+
+def test_it_writes_slower_with_fewer_threads() -> None:
+    cpus = machine(32, num_cpus=4)
+    assert tokens_per_s(QWEN_7B, cpus, n_threads=1) == tokens_per_s(QWEN_7B, machine(32, num_cpus=1))
+    assert tokens_per_s(QWEN_7B, cpus, n_threads=8) == tokens_per_s(QWEN_7B, cpus)
+
+
+def test_a_mixture_reads_only_the_experts_that_it_uses() -> None:
+    experts = [each._replace(name=each.name.replace("ffn_up", "ffn_up_exps")) for each in QWEN_7B.tensors]
+    mixture = replace(QWEN_7B, tensors=tuple(experts), expert_share=0.25)
+    assert tokens_per_s(mixture, machine(32, num_cpus=2)) > tokens_per_s(QWEN_7B, machine(32, num_cpus=2))
+
+
+def test_it_foretells_no_speed_that_the_cpu_does_not_set() -> None:
+    assert fit(QWEN_7B, DEFAULTS, machine(32, num_cpus=2, gpu=24)).tokens_per_s is None
+    assert fit(QWEN_7B, DEFAULTS, machine(3, num_cpus=2)).tokens_per_s is None  # the disk would
+    assert fit(QWEN_7B, DEFAULTS, machine(32)).tokens_per_s is None  # of which nothing is known

@@ -253,7 +253,7 @@ class LanguageModel(ModelFile):
         Its older versions, its conversations and its usage come along; its name and settings are gone.
         Raises ModelError.
         """
-        self._check_may_take(other)
+        self.check_may_take(other)
         with transaction.atomic():
             for relation in LanguageModel._meta.related_objects:
                 rows = relation.related_model._default_manager.filter(**{relation.field.name: other})
@@ -264,7 +264,8 @@ class LanguageModel(ModelFile):
                 self.make_default()
             return self.files.get(path=other.path)
 
-    def _check_may_take(self, other: LanguageModel) -> None:
+    def check_may_take(self, other: LanguageModel) -> None:
+        """Raises ModelError where the file of `other` cannot become a version of this model."""
         if other == self:
             raise ModelError(f"{self} cannot be replaced by itself. Choose another model.")
         for model in (self, other):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from localllm.inference.engine.runner import TEXTS_PER_BATCH, Interrupted, Runner
+from localllm.inference.engine.self_test import QUIET_S
 from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError
 from localllm.inference.types import Embedding, Speed
@@ -48,7 +49,7 @@ class Embedder:
         self._inbox.put(request)
 
     def measure(self, tell: Callable[[Speed], None]) -> None:
-        """Test yourself as soon as there is nothing else to do. From any thread."""
+        """Test yourself as soon as there has been nothing else to do for a while. From any thread."""
         self._tell_speed = tell
         self._inbox.put(None)
 
@@ -57,10 +58,10 @@ class Embedder:
     def run_forever(self) -> None:
         while True:
             self._receive()
-            self.step()
-            self._flush()
             if self._tell_speed and not self._requests:
                 self._test(self._tell_speed)
+            self.step()
+            self._flush()
 
     def warm_up(self) -> None:
         """Compute one text, so that the first user does not wait for pages and buffers."""
@@ -86,11 +87,11 @@ class Embedder:
         tell(speed)
 
     def _receive(self) -> None:
-        """Take in what has arrived; sleep only when there is nothing to compute."""
+        """Take in what has arrived; sleep only when there is nothing to compute, and not long when a test is due."""
         while True:
-            is_idle = not self._requests and not self._tell_speed
+            is_idle = not self._requests
             try:
-                request = self._inbox.get(block=is_idle)
+                request = self._inbox.get(block=is_idle, timeout=QUIET_S if self._tell_speed else None)
             except queue.Empty:
                 return
             if is_idle:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from localllm.inference.engine.runner import Runner, Sample
 from localllm.inference.engine.scheduler import Scheduler, Slice
-from localllm.inference.engine.self_test import self_test
+from localllm.inference.engine.self_test import QUIET_S, self_test
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError, QueueFull
@@ -23,7 +23,6 @@ from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParam
 # more wait for their first token than read.
 MIXED_STEP_S, LONGEST_MIXED_STEP_S = 0.25, 2.0
 MIN_PREFILL_TOKENS = 32
-QUIET_S = 1.0  # without a request, before the self-test: it should not meet the next question of a conversation
 
 
 class Engine:

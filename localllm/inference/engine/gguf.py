@@ -213,6 +213,7 @@ class Header:
     value_length: int
     state_length: int  # numbers that a recurrent layer keeps of each conversation; 0 without such layers
     feed_forward_length: int  # the widest; of all experts that are used at once
+    expert_share: float  # of a mixture's experts, those that one token uses; 1 without experts
     vocab_size: int
     tokenizer: str  # "gpt2", "llama", "bert", …
     add_bos: bool | None  # None: the tokenizer's own habit
@@ -536,6 +537,7 @@ class _Parser:
             add_bos=add_bos if isinstance(add_bos, bool) else None,
             state_length=self._state_length(of, embedding_length),
             feed_forward_length=self._feed_forward_length(of),
+            expert_share=self._expert_share(of),
             rope_scaling="" if scaling == "none" else _plain(scaling),
             pooling=self._pooling(architecture),
             chat_template=self._text("tokenizer.chat_template"),
@@ -576,6 +578,10 @@ class _Parser:
         dense = self._integer(of + "feed_forward_length", 0, MAX_WIDTH, default=0)
         experts = self._integer(of + "expert_used_count", 0, MAX_WIDTH, default=0)
         return max(dense, experts * self._integer(of + "expert_feed_forward_length", 0, MAX_WIDTH, default=dense))
+
+    def _expert_share(self, of: str) -> float:
+        total = self._integer(of + "expert_count", 0, MAX_WIDTH, default=0)
+        return min(1.0, self._integer(of + "expert_used_count", 0, MAX_WIDTH, default=0) / total) if total else 1.0
 
     def _pooling(self, architecture: str) -> Pooling:
         number = self._integer(architecture + ".pooling_type", 0, 0xFFFF, default=0)

@@ -15,6 +15,7 @@ from localllm.inference.engine.sequence import Sequence
 from localllm.inference.errors import ProviderError
 from localllm.inference.types import SamplingParams, Speed
 
+QUIET_S = 1.0  # without a request, before the self-test: it should not meet the next question of a conversation
 BATCH_LIMIT_S = 30.0  # a model that takes longer for one batch is not measured by it
 DECODE_S = 1.0
 MIN_DECODED = 8  # tokens that the window must still hold
