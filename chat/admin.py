@@ -9,14 +9,7 @@ from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 
 from chat.models import Conversation, Message, Summary
-
-
-class ReadOnly:
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+from localllm.gateway.admin.read_only import ReadOnly
 
 
 class MessageInline(ReadOnly, admin.StackedInline):  # type: ignore[type-arg]

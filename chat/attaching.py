@@ -22,6 +22,7 @@ from localllm.inference.types import Message as Turn
 
 ANSWER_TOKENS = 512  # kept free for the answer where the chat does not say how long it may get
 LEAST_SHARE = 48  # tokens of a file; with less it says nothing
+LEAST_CHARS = 120  # of all passages together
 PASSAGES_TOKENS = 2_000  # of all passages of a question: more takes long to read, and seldom helps
 SUMMARY_TOKENS = 1_000  # of one file, and at most a quarter of the window: its parts must fit beside it
 QUESTION_TOKENS = 128  # kept free for the question while it is not written yet
@@ -116,7 +117,6 @@ class _Task:
             return None
         conversation = Conversation.objects.select_related("model", "owner").get(pk=reply.conversation_id)
         model = conversation.resolved_model()
-        known = conversation.passages(conversation.path(reply.parent_id))
         return cls(
             question=unsettled[0].message,
             conversation=conversation,
@@ -124,7 +124,7 @@ class _Task:
             turns=conversation.context(reply.parent_id).messages,
             to_summarise=[each for each in unsettled if each.mode == "summary"],
             to_search=[each for each in unsettled if each.mode == "passages"],
-            first_number=max(known, default=0) + 1,
+            first_number=conversation.next_passage_number(conversation.path(reply.parent_id)),
         )
 
 
@@ -174,9 +174,9 @@ async def _search(task: _Task, max_tokens: int) -> bool:
         if num_tokens <= max_tokens:
             await database.store(Attachment.objects.bulk_update, task.to_search, ["passages", "template_version"])
             return True
-        if len(chosen) == 1:
-            return False
         max_chars = max_chars * 3 // 4
+        if max_chars < LEAST_CHARS:
+            return False
 
 
 def _put(task: _Task, chosen: list[passages.Passage], version: PromptTemplateVersion) -> None:

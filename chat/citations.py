@@ -14,6 +14,11 @@ NUMBER = re.compile(r"\[(\d{1,4})\]")
 NO_LINKS_IN = ("a", "code", "pre", "math", "button")
 
 
+def numbers(html: str) -> set[int]:
+    """What an answer may cite: every number in brackets."""
+    return {int(number) for number in NUMBER.findall(html)}
+
+
 def link(html: str, passages: Mapping[int, Passage], address: str) -> str:
     """Each link is `address` and the number of its passage."""
     linked, closed_by = [], ""

@@ -17,7 +17,7 @@ from chat.models import Conversation
 from chat.views import own_conversation, read_id
 from localllm.gateway import database
 from localllm.gateway.models import LanguageModel
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.inference.documents import reader
 from localllm.inference.errors import DocumentRefused, ProviderError
 
@@ -65,7 +65,7 @@ def attachment(request: Request, id: UUID, attachment_id: UUID) -> HttpResponse:
     row = get_object_or_404(found, pk=attachment_id)
     text = {"summary": row.summary, "passages": ""}.get(row.mode, row.file.text[: row.cut_at])
     context = {"attachment": row, "text": text[:SHOWN_CHARS], "num_more": max(0, len(text) - SHOWN_CHARS)}
-    return render(request, "chat/_attachment.html" if request.htmx else "chat/attachment.html", context)
+    return page_or_part(request, "chat/attachment.html", context)
 
 
 @require_GET
@@ -73,11 +73,11 @@ def passage(request: Request, id: UUID, message_id: UUID, number: int) -> HttpRe
     """A passage that an answer cites, in its place in the file."""
     conversation = own_conversation(request, id)
     message = get_object_or_404(conversation.messages, pk=message_id)
-    passage = conversation.passages(conversation.path(message.pk)).get(number)
+    passage = conversation.passages(conversation.path(message.pk), {number}).get(number)
     if passage is None:
         raise Http404
     context = {"passage": passage, "conversation": conversation, **_surroundings(passage)}
-    return render(request, "chat/_passage.html" if request.htmx else "chat/passage.html", context)
+    return page_or_part(request, "chat/passage.html", context)
 
 
 def _surroundings(passage: Passage) -> dict[str, Any]:

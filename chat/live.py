@@ -414,7 +414,7 @@ async def _end(
             status,
             html=html,
             text=text,
-            guarantee=_account(result) if result else None,
+            guarantee=structured.account(result) if result else None,
             reasoning_ms=reply.reasoning_ms,
             model_name=reply.model_name,
             finish_reason=finish_reason,
@@ -429,12 +429,6 @@ def _final_html(reply: LiveReply, text: str | None, result: StructuredResult | N
     if reply.message.is_structured:
         return data_view.render(text, result.fields if result else None)
     return markdown.render(text)
-
-
-def _account(result: StructuredResult) -> dict[str, Any]:
-    """How the data were made valid, and what to check, as `Message.guarantee` keeps it."""
-    kept = ("guarantee", "unenforced", "attempts", "fields")
-    return {name: msgspec.to_builtins(getattr(result, name)) for name in kept}
 
 
 async def _tick() -> None:

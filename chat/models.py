@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -123,12 +123,27 @@ class Conversation(models.Model):
         """(id, parent id) of every message, oldest first. Of 2,000 messages the texts would take too long."""
         return list(self.messages.order_by("created_at").values_list("pk", "parent_id"))
 
-    def passages(self, path: list[uuid.UUID]) -> dict[int, Passage]:
-        """What the model was shown on `path`, by the numbers it may cite."""
-        found = Attachment.objects.shown().filter(message__conversation=self, mode="passages")
+    def passages(self, path: list[uuid.UUID], numbers: Collection[int] | None = None) -> dict[int, Passage]:
+        """What the model was shown on `path`, by the numbers it may cite; only of those `numbers` where given."""
+        if numbers is not None and not numbers:
+            return {}
         on_path = set(path)
-        shown = [passage for each in found if each.message_id in on_path for passage in each.shown_passages]
-        return {passage.number: passage for passage in shown}
+        placed = self._attached_passages().values_list("pk", "message_id", "passages")
+        holding = [
+            pk
+            for pk, message_id, passages in placed
+            if message_id in on_path and (numbers is None or any(number in numbers for number, *_ in passages))
+        ]
+        rows = Attachment.objects.shown().filter(pk__in=holding)
+        return {passage.number: passage for each in rows for passage in each.shown_passages}
+
+    def next_passage_number(self, path: list[uuid.UUID]) -> int:
+        on_path = set(path)
+        placed = self._attached_passages().values_list("message_id", "passages")
+        return 1 + max((number for id, passages in placed if id in on_path for number, *_ in passages), default=0)
+
+    def _attached_passages(self) -> models.QuerySet[Attachment]:
+        return Attachment.objects.filter(message__conversation=self, mode="passages")
 
     def resolved_model(self) -> LanguageModel:
         """Its own model if that is still enabled, else the default one."""

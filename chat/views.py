@@ -31,7 +31,7 @@ from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
 from localllm.gateway.models.feedback import MAX_NOTE
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.inference.json_schema.reading import NotJson, loads
 
 WINDOW = 60  # messages shown at once
@@ -283,9 +283,11 @@ def _with_summary(conversation: Conversation, turns: list[Turn]) -> list[Turn]:
 
 def _turns(conversation: Conversation, path: list[UUID], part: slice) -> list[Turn]:
     """Of a part of the messages of `path`; what an answer cites may stand before."""
-    passages, shown = conversation.passages(path), path[part]
+    shown = path[part]
     feedback = Feedback.objects.filter(user=conversation.owner_id).on(shown)
     turns = [replace(_turn(each), feedback=feedback.get(each.pk)) for each in conversation.branch(shown)]
+    cited = {number for turn in turns for number in citations.numbers(turn.html)}
+    passages = conversation.passages(path, cited)
     return [_with_citations(turn, passages) for turn in turns] if passages else turns
 
 
@@ -417,7 +419,7 @@ def _current_id(request: Request) -> UUID | None:
 @require_GET
 def sidebar(request: Request) -> HttpResponse:
     """The list of chats, the archive with `?archived=1`, or what `?q=` finds."""
-    return render(request, "chat/_chats.html" if request.htmx else "chat/chats.html", _shell(request))
+    return page_or_part(request, "chat/chats.html", _shell(request))
 
 
 def _shell(request: Request, conversation: Conversation | None = None) -> dict[str, Any]:

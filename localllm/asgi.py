@@ -24,10 +24,11 @@ from chat import live
 from chat.archive import importing
 from chat.consumers import ChatConsumer
 from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
-from localllm.gateway.models import Replay, Upload
+from localllm.gateway.models import Download, Replay, Trial, Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
 from schemas_app.batches import running as batches
+from schemas_app.batches.models import Batch
 
 consumer: Any = ChatConsumer.as_asgi()  # no view, but routed like one
 sockets: Any = AuthMiddlewareStack(URLRouter([path("ws/chat/<uuid:conversation_id>/", consumer)]))
@@ -62,12 +63,12 @@ if settings.SESSION_COOKIE_SECURE:
 
 
 KINDS: dict[str, jobs.Kind] = {
-    "batch": batches.run,
-    "download": downloads.run,
-    "import": importing.run,
+    Batch.KIND: batches.run,
+    Download.KIND: downloads.run,
+    importing.KIND: importing.run,
     quantising.KIND: quantising.run,
     Replay.KIND: replays.run,
-    "trial": trials.run,
+    Trial.KIND: trials.run,
     Upload.KIND: uploads.run,
 }
 

@@ -10,6 +10,7 @@ from django.contrib import admin
 from django.db.models import Max, QuerySet
 from django.http import HttpRequest, HttpResponse
 
+from localllm.gateway.admin.read_only import Kept
 from localllm.gateway.pages.request import unix_lines
 from localllm.gateway.structured import compiler
 from localllm.inference.json_schema.errors import SchemaRefused
@@ -21,19 +22,10 @@ class SchemaAdminForm(SchemaForm):
     examples = ExamplesField(required=False, widget=ExamplesWidget(num_empty=2))
 
 
-class SchemaVersionInline(admin.StackedInline):  # type: ignore[type-arg]
+class SchemaVersionInline(Kept, admin.StackedInline):  # type: ignore[type-arg]
     model = SchemaVersion
     fields = readonly_fields = ("number", "author", "created_at", *CONTENT)
     extra = 0
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Schema)

@@ -23,7 +23,7 @@ from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers.data import JsonLexer
 
-from localllm.gateway.pages.request import Request, unix_lines
+from localllm.gateway.pages.request import Request, page_or_part, unix_lines
 from localllm.inference.json_schema import fields
 from localllm.inference.json_schema.imports import Draft, ImportProblem, from_example, from_json_schema
 from localllm.inference.json_schema.pydantic_source import from_pydantic
@@ -202,7 +202,7 @@ def share(request: Request, schema_id: UUID) -> HttpResponse:
 def delete(request: Request, schema_id: UUID) -> HttpResponse:
     schema = _editable(request, schema_id)
     if request.method == "GET":
-        return render(request, "schemas/_delete.html" if request.htmx else "schemas/delete.html", {"schema": schema})
+        return page_or_part(request, "schemas/delete.html", {"schema": schema})
     schema.delete()
     messages.success(request, f"“{schema}” is deleted.")
     return redirect("schemas:index")

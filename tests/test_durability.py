@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sqlite3
+import string
 import uuid
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser_client import Browser, Follower
+from tests.chat.test_context_plan import FERRY
 from tests.server import ADMIN, PASSWORD, Server
 
 NUM_KILLS = int(os.environ.get("CHAOS_KILLS", "10"))
@@ -108,3 +111,64 @@ def test_the_same_test_sees_a_server_that_shows_before_it_commits(tmp_path):
                 return
             server.start()
     pytest.fail("The fault was there, and the test did not see it.")
+
+
+# What a reply is asked with outlives the process
+
+STARTED = (
+    "SELECT r.id FROM chat_message r JOIN chat_message q ON r.parent_id=q.id WHERE q.cid=? AND length(r.text) > 20"
+)
+MAKE_CHAT = FERRY + "print(ferry('$name', num_pairs=$pairs))"
+MAKE_FILE = """
+from django.contrib.auth.models import User
+from chat.attachments import File
+from localllm.inference.documents.extraction import Extract
+text = "\\n\\n".join(f"Town number {n} was founded in {1000 + n}. " + "It has a church. " * 40 for n in range(60))
+extract = Extract(text=text, media_type="text/plain")
+print(File.objects.add(User.objects.get(username="$name"), "towns.txt", len(text), extract).pk)
+"""
+# What a reply is to be asked with, as the rows have it, and what it was asked with in the end
+PROMPT = """
+from chat.models import Message
+reply = Message.objects.select_related("conversation__model", "parent").get(pk="$reply")
+print([message.content for message in reply.conversation.request_for(reply).messages])
+"""
+ASKED = """
+from localllm.gateway.models import UsageLog
+print([message.content for message in UsageLog.objects.get(message_id="$reply").dialogue[:-1]])
+"""
+
+
+def said_by(server: Server, program: str, **values: object) -> str:
+    done = server.manage("shell", "-v0", "-c", string.Template(program).substitute(name=ADMIN, **values))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+async def killed_while_answering(server: Server, chat: str, **frame: object) -> str:
+    """Ask, wait for the first words, and kill the server; the id of the reply."""
+    browser, cid = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD), uuid.uuid4().hex
+    async with await browser.connect(chat) as socket:
+        await socket.send(json.dumps({"type": "send", "cid": cid, "text": "When was town number 42 founded?", **frame}))
+        while not (found := query(server.home, STARTED, cid)):
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(server.kill)
+    return str(uuid.UUID(found[0][0]))
+
+
+@pytest.mark.parametrize(("pairs", "has_file"), [(1, True), (16, False), (5, True)])
+def test_a_killed_reply_goes_on_with_the_same_passages_and_the_same_summary(tmp_path, pairs, has_file):
+    server = prepared(tmp_path / "home")
+    with server:
+        chat = said_by(server, MAKE_CHAT, pairs=pairs)
+        files = [{"file": said_by(server, MAKE_FILE), "mode": "passages"}] if has_file else []
+        reply = asyncio.run(killed_while_answering(server, chat, attachments=files))
+        assert stored(server.home, reply)[0] == "streaming", "The test must kill it half-way."
+        prompt, (_, text) = said_by(server, PROMPT, reply=reply), stored(server.home, reply)
+        server.start()
+        wait_until_all_have_ended(server)
+        assert said_by(server, ASKED, reply=reply) == prompt
+    status, whole = stored(server.home, reply)
+    assert status == "complete" and whole.startswith(text)
+    assert ("Town number 42 was founded" in prompt) == has_file
+    assert query(server.home, "SELECT count(*) FROM chat_summary") == [(int(pairs > 5),)]

@@ -12,10 +12,17 @@ from django.utils import timezone
 from django.utils.text import slugify
 
 from chat.archive import format
-from chat.archive.format import AttachmentRecord, ConversationRecord, FeedbackRecord, FileRecord, MessageRecord
+from chat.archive.format import (
+    AttachmentRecord,
+    ConversationRecord,
+    FeedbackRecord,
+    FileRecord,
+    MessageRecord,
+    SummaryRecord,
+)
 from chat.attachments import Attachment
 from chat.forms import SAMPLING
-from chat.models import Conversation, Message
+from chat.models import Conversation, Message, Summary
 from localllm.gateway import database
 from localllm.gateway.models import Feedback
 
@@ -23,7 +30,7 @@ MAX_NAME = 60
 
 
 def record(conversation: Conversation) -> ConversationRecord:
-    """All of it: every branch, the texts of its files, and what its owner thought of the answers."""
+    """All of it: every branch, its summaries, the texts of its files, and what its owner thought of the answers."""
     messages = list(conversation.messages.prefetch_related("attachments").order_by("created_at"))
     feedback = Feedback.objects.filter(user=conversation.owner_id).on(message.pk for message in messages)
     return ConversationRecord(
@@ -37,6 +44,7 @@ def record(conversation: Conversation) -> ConversationRecord:
         system_prompt=conversation.system_prompt,
         settings={name: value for name in SAMPLING if (value := getattr(conversation, name)) is not None},
         leaf_id=str(conversation.leaf_id) if conversation.leaf_id else None,
+        compress_at=conversation.compress_at,  # type: ignore[arg-type]
         messages=[_message(message, feedback.get(message.pk)) for message in messages],
         files=[
             FileRecord(
@@ -50,6 +58,7 @@ def record(conversation: Conversation) -> ConversationRecord:
             )
             for file in conversation.files.all()
         ],
+        summaries=[_summary(summary) for summary in conversation.summaries.order_by("created_at")],
     )
 
 
@@ -66,6 +75,7 @@ def _message(message: Message, feedback: Feedback | None) -> MessageRecord:
         reasoning=message.reasoning,
         model=message.model_name,
         guarantee=message.guarantee,
+        placement=message.placement,  # type: ignore[arg-type]
         attachments=[_attachment(each) for each in message.attachments.all()],
         feedback=FeedbackRecord(value=feedback.value, note=feedback.note) if feedback else None,  # type: ignore[arg-type]
     )
@@ -78,6 +88,22 @@ def _attachment(attachment: Attachment) -> AttachmentRecord:
         cut_at=attachment.cut_at,
         summary=attachment.summary,
         passages=[(number, start, end) for number, start, end in attachment.passages],
+    )
+
+
+def _summary(summary: Summary) -> SummaryRecord:
+    return SummaryRecord(
+        id=str(summary.pk),
+        up_to_id=str(summary.up_to_id),
+        facts=summary.facts,
+        created_at=summary.created_at,
+        previous_id=str(summary.previous_id) if summary.previous_id else None,
+        num_messages=summary.num_messages,
+        tokens_before=summary.tokens_before,
+        tokens_after=summary.tokens_after,
+        model=summary.model_name,
+        edited_at=summary.edited_at,
+        is_undone=summary.is_undone,
     )
 
 

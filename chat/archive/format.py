@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from localllm.inference.compression import KeyFacts
+
 NAME, VERSION = "localllm", 1
 
 Title = Annotated[str, msgspec.Meta(max_length=1_000)]
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Label = Annotated[str, msgspec.Meta(max_length=200)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -23,7 +26,7 @@ class FileRecord(Record):
     name: str
     text: str
     media_type: Label = "text/plain"
-    size_bytes: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] = 0
+    size_bytes: Count = 0
     page_starts: list[int] = []
     notes: list[str] = []
 
@@ -57,8 +60,25 @@ class MessageRecord(Record):
     reasoning: str = ""
     model: Annotated[str, msgspec.Meta(max_length=100)] = ""
     guarantee: dict[str, Any] = {}  # of an answer by a schema: how it was made valid
+    placement: Literal["automatic", "pinned", "expanded", "excluded"] = "automatic"
     attachments: list[AttachmentRecord] = []
     feedback: FeedbackRecord | None = None
+
+
+class SummaryRecord(Record):
+    """Facts that stand for the messages from the first one to `up_to_id`; `previous_id` is what it was built on."""
+
+    id: str
+    up_to_id: str
+    facts: KeyFacts
+    created_at: Time
+    previous_id: str | None = None
+    num_messages: Count = 0
+    tokens_before: Count = 0
+    tokens_after: Count = 0
+    model: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    edited_at: Time | None = None
+    is_undone: bool = False
 
 
 class ConversationRecord(Record):
@@ -75,7 +95,9 @@ class ConversationRecord(Record):
     system_prompt: str = ""
     settings: dict[str, float] = {}
     leaf_id: str | None = None
+    compress_at: Literal[0, 50, 75, 90] = 75  # % of the window; 0 for never
     files: list[FileRecord] = []
+    summaries: list[SummaryRecord] = []
 
 
 def head(exported_at: datetime) -> bytes:

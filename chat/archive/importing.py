@@ -22,15 +22,17 @@ from django.db import transaction
 from django.utils import timezone
 
 from chat.archive import sources, splitting
-from chat.archive.format import ConversationRecord, FeedbackRecord, MessageRecord
+from chat.archive.format import ConversationRecord, FeedbackRecord, MessageRecord, SummaryRecord
 from chat.archive.splitting import ArchiveRefused, CutOff, Item
 from chat.attachments import Attachment, File, safe_name
 from chat.forms import SAMPLING
-from chat.models import Conversation, Message
+from chat.models import Conversation, Message, Summary
 from localllm.gateway import database
 from localllm.gateway.models import Feedback, Job, LanguageModel, PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.feedback import MAX_NOTE
+from localllm.inference.compression import TITLES, Fact, KeyFacts
 
+KIND = "import"  # of a job
 NAMESPACE = uuid.UUID("7a3f2c58-2f0c-4f5e-9b0a-6a1c3b1f5d11")
 MAX_SKIPPED = 200  # that are named; the others are counted
 KEPT_FOR_S = 86_400  # a part of an upload that nobody goes on with
@@ -69,12 +71,12 @@ def begin(owner: User, path: Path, name: str) -> Job:
     """Queue the import of a file that lies in `folder()`, and belongs to the job from now on."""
     parameters = {"file": path.name, "report": msgspec.to_builtins(Report())}
     title, size = safe_name(name), path.stat().st_size
-    return Job.objects.create(kind="import", title=title, owner=owner, num_total=size, parameters=parameters)
+    return Job.objects.create(kind=KIND, title=title, owner=owner, num_total=size, parameters=parameters)
 
 
 def sweep() -> None:
     """Remove files that no job waits for any more, and uploads that nobody has gone on with."""
-    waited_for = {job.parameters["file"] for job in Job.objects.filter(kind="import").exclude(state__in=Job.OVER)}
+    waited_for = {job.parameters["file"] for job in Job.objects.filter(kind=KIND).exclude(state__in=Job.OVER)}
     for path in folder().iterdir():
         if path.name not in waited_for and path.stat().st_mtime < time.time() - KEPT_FOR_S:
             path.unlink(missing_ok=True)
@@ -157,12 +159,12 @@ def store(owner: User, source: str, record: ConversationRecord) -> tuple[int, bo
     conversation, is_new = _conversation(owner, ids, record)
     there = set(conversation.messages.values_list("pk", flat=True))
     new = [each for each in messages if ids.of(each.id) not in there]
-    if not new:
-        return 0, is_new
-    _add_files(conversation, ids, record)
-    _add_messages(conversation, ids, new)
-    leaf_id = record.leaf_id if record.leaf_id in {each.id for each in messages} else messages[-1].id
-    Conversation.objects.filter(pk=conversation.pk).update(leaf=ids.of(leaf_id or messages[-1].id))
+    if new:
+        _add_files(conversation, ids, record)
+        _add_messages(conversation, ids, new)
+        leaf_id = record.leaf_id if record.leaf_id in {each.id for each in messages} else messages[-1].id
+        Conversation.objects.filter(pk=conversation.pk).update(leaf=ids.of(leaf_id or messages[-1].id))
+    _add_summaries(conversation, ids, record.summaries)
     return len(new), is_new
 
 
@@ -176,8 +178,8 @@ class _Ids:
         own = Conversation.objects.owned_by(owner).filter(pk=_uuid(record.id)).first() if source == "localllm" else None
         if own is not None:
             self.conversation = own.pk
-            rows = (*own.messages.values_list("pk", flat=True), *own.files.values_list("pk", flat=True))
-            self._kept = {str(pk): pk for pk in rows}
+            rows = (own.messages, own.files, own.summaries)
+            self._kept = {str(pk): pk for each in rows for pk in each.values_list("pk", flat=True)}
 
     def of(self, id: str) -> uuid.UUID:
         return self._kept.get(id) or uuid.uuid5(NAMESPACE, f"{self._prefix}/{id}")
@@ -197,6 +199,7 @@ def _conversation(owner: User, ids: _Ids, record: ConversationRecord) -> tuple[C
         "is_pinned": record.is_pinned,
         "is_archived": record.is_archived,
         "system_prompt": _clean(record.system_prompt),
+        "compress_at": record.compress_at,
         "model": LanguageModel.objects.filter(name=record.model).first() if record.model else None,
         "updated_at": record.updated_at or _last_time(record) or timezone.now(),
         **_sampling(record),
@@ -292,6 +295,7 @@ def _message(conversation: Conversation, ids: _Ids, record: MessageRecord, creat
         reasoning=_clean(record.reasoning),
         model_name=record.model,
         guarantee=record.guarantee,
+        placement=record.placement,
         created_at=created_at,
     )
 
@@ -325,6 +329,40 @@ def _feedback(row: Message, record: FeedbackRecord) -> Feedback:
         value=record.value,
         note=_clean(record.note)[:MAX_NOTE],
     )
+
+
+def _add_summaries(conversation: Conversation, ids: _Ids, records: list[SummaryRecord]) -> None:
+    """Those of messages that are here, and not without a fact; each after the one that it was built on."""
+    messages = set(conversation.messages.values_list("pk", flat=True))
+    known = set(conversation.summaries.values_list("pk", flat=True))
+    rows: list[Summary] = []
+    for each in records:
+        pk, facts = ids.of(each.id), _clean_facts(each.facts)
+        if pk in known or ids.of(each.up_to_id) not in messages or not facts.all():
+            continue
+        previous_id = ids.of(each.previous_id) if each.previous_id else None
+        row = Summary(
+            pk=pk,
+            conversation=conversation,
+            up_to_id=ids.of(each.up_to_id),
+            previous_id=previous_id if previous_id in known else None,
+            num_messages=each.num_messages,
+            tokens_before=each.tokens_before,
+            model_name=each.model,
+            created_at=each.created_at,
+            edited_by_id=conversation.owner_id if each.edited_at else None,
+            edited_at=each.edited_at,
+            is_undone=each.is_undone,
+        )
+        row.say(facts, each.tokens_after)
+        rows.append(row)
+        known.add(pk)
+    Summary.objects.bulk_create(rows)
+
+
+def _clean_facts(facts: KeyFacts) -> KeyFacts:
+    lists = {name: getattr(facts, name) for name in TITLES}
+    return KeyFacts(**{name: tuple(Fact(_clean(f.text), f.is_pinned) for f in found) for name, found in lists.items()})
 
 
 def _clean(text: str) -> str:

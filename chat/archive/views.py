@@ -20,6 +20,8 @@ from chat.views import own_conversation
 from localllm.gateway import jobs
 from localllm.gateway.models import Job
 from localllm.gateway.pages.request import Request
+from localllm.inference.chunked_file import WrongOffset, append
+from localllm.inference.errors import HubError
 
 MAX_BYTES = 2 << 30  # of an import file
 SHOWN_IMPORTS = 10
@@ -82,22 +84,19 @@ def add_part(request: Request, part_of: UUID) -> HttpResponse:
         return JsonResponse({"error": f"The file is too large: {MAX_BYTES >> 30} GB at most are taken."}, status=413)
     path = importing.folder() / f"{request.user.pk}-{part_of}"
     done = JsonResponse({"at": size, "page": reverse("chat:archive-index")})
-    if Job.objects.filter(kind="import", parameters__file=path.name).exists():
+    if Job.objects.filter(kind=importing.KIND, parameters__file=path.name).exists():
         return done  # only the answer to the last part was lost
     if not at:
         importing.sweep()
-    have = path.stat().st_size if path.exists() else 0
-    if at > have:
-        return JsonResponse({"at": have}, status=409)
+        path.unlink(missing_ok=True)  # another file was chosen, or the answer to the first part was lost
     try:
-        with path.open("r+b" if have else "wb") as file:
-            file.seek(at)
-            file.write(data)
-    except OSError as exc:
-        reason = f"The file cannot be stored here ({exc.strerror}). Make room on this server's disk, then try again."
-        return JsonResponse({"error": reason}, status=507)
-    if at + len(data) < size:
-        return JsonResponse({"at": at + len(data)})
+        have = append(path, at, data)
+    except WrongOffset as exc:
+        return JsonResponse({"at": exc.num_bytes}, status=409)
+    except HubError as exc:
+        return JsonResponse({"error": str(exc)}, status=507)
+    if have < size:
+        return JsonResponse({"at": have})
     _begin(request.user, path, request.GET.get("name", ""))
     return done
 
@@ -126,7 +125,7 @@ def imports(request: Request) -> HttpResponse:
 @require_POST
 def cancel(request: Request, import_id: UUID) -> HttpResponse:
     """What is imported already stays."""
-    get_object_or_404(Job.objects.owned_by(request.user), pk=import_id, kind="import").cancel()
+    get_object_or_404(Job.objects.owned_by(request.user), pk=import_id, kind=importing.KIND).cancel()
     jobs.runner.wake()
     return redirect("chat:archive-index")
 
@@ -137,5 +136,5 @@ def _page(request: Request, problem: str = "") -> HttpResponse:
 
 
 def _imports(request: Request) -> dict[str, object]:
-    own = list(Job.objects.owned_by(request.user).filter(kind="import")[:SHOWN_IMPORTS])
+    own = list(Job.objects.owned_by(request.user).filter(kind=importing.KIND)[:SHOWN_IMPORTS])
     return {"imports": own, "is_importing": any(job.is_live for job in own)}

@@ -118,7 +118,7 @@ def _is_due(conversation: Conversation, account: Ledger, reply: Message) -> bool
         return False
     num_tokens = account.num_tokens + len(reply.text.encode()) // ledger.BYTES_PER_TOKEN
     if any(not file.is_settled for file in Attachment.objects.filter(message__children=reply)):
-        num_tokens += account.window // 4  # what is to stand for a file is not written yet
+        num_tokens += account.window // ledger.UNKNOWN_SHARE  # what is to stand for a file is not written yet
     if num_tokens + account.reserve > account.window:
         return True
     has_undone = conversation.has_undone(conversation.path(reply.parent_id))
@@ -191,8 +191,8 @@ async def _summarise(
                     previous=previous,
                     num_messages=len(found),
                     tokens_before=item.num_tokens_before,
-                    model_name=model.name,
-                    template_version=version,
+                    model_name="" if item.is_quoted else model.name,
+                    template_version=None if item.is_quoted else version,
                 )
                 new.say(item.facts, item.num_tokens)
                 yield await database.store(conversation.keep_summary, new, based_on)

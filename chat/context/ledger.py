@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 from uuid import UUID
 
+from chat.attachments import Attachment, compose
 from chat.context.plan import Plan, PlannedTurn
 from chat.models import Conversation, Message
 from localllm.gateway import database, serving
@@ -36,6 +37,7 @@ TITLES: dict[Kind, str] = {
     "free": "Free",
 }
 BYTES_PER_TOKEN = 4  # of English in most vocabularies; for estimates only
+UNKNOWN_SHARE = 4  # of the window, for files whose passages or summary are not made yet
 SCALE = 1000  # units of the whole bar
 
 
@@ -92,36 +94,58 @@ class Ledger:
         return [(turn, self.by_message[turn.message.pk]) for turn in self.plan.turns]
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is being written: a text, and the files beside it, not stored yet."""
+
+    text: str = ""
+    attachments: tuple[Attachment, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """As the model would read it; passages and summaries are not known before it is sent."""
+        return compose(self.text, self.attachments)
+
+    @property
+    def num_unknown(self) -> int:
+        return sum(not each.is_settled for each in self.attachments)
+
+
+NO_DRAFT = Draft()
+
+
 async def take(
-    conversation: Conversation, *, draft: str = "", reply: Message | None = None, loads: bool = False
+    conversation: Conversation, *, draft: Draft = NO_DRAFT, reply: Message | None = None, loads: bool = False
 ) -> Ledger:
     """The account of what would be sent with `draft`, or of what is sent for `reply`.
 
     With `loads` the model is loaded if need be. Raises ProviderError.
     """
     plan, version, max_tokens = await database.read(_read, conversation, reply)
-    messages = _sent(plan, draft, version)
+    messages = _sent(plan, draft.content, version)
     if not loads and serving.state(plan.model).state != "ready":
         return _estimate(plan, draft, max_tokens)
     counter = LocalCounter(plan.model.local())
     by_message = await _count_messages(plan, counter)
-    texts = {"system": plan.system, "summary": "".join(turn.content for turn in plan.recap), "draft": draft}
+    texts = {"system": plan.system, "summary": "".join(turn.content for turn in plan.recap), "draft": draft.text}
     parts: dict[str, int] = dict(zip(texts, await chunking.counts(list(texts.values()), counter), strict=True))
     parts |= await _split(plan, by_message, counter)
+    parts["attachments"] += await chunking.count(draft.content, counter) - parts["draft"]
     num_tokens = sum(parts.values())
-    is_exact = True
+    is_exact = not draft.num_unknown
     try:
         parts["template"] = max(0, await counter.messages(messages) - num_tokens) if messages else 0
     except ContextOverflow:  # so far beyond the window that nobody renders it
         is_exact = False
     info = await local.info(plan.model.local())
+    parts["attachments"] += min(1, draft.num_unknown) * info.window // UNKNOWN_SHARE
     return _ledger(plan, info.window, max_tokens, parts, by_message, is_exact)
 
 
-def sent(conversation: Conversation, draft: str) -> tuple[LanguageModel, tuple[Turn, ...]]:
+def sent(conversation: Conversation, draft: Draft) -> tuple[LanguageModel, tuple[Turn, ...]]:
     """What would be sent with `draft`, and to which model."""
     plan, version, _ = _read(conversation, None)
-    return plan.model, _sent(plan, draft, version)
+    return plan.model, _sent(plan, draft.content, version)
 
 
 def _read(conversation: Conversation, reply: Message | None) -> tuple[Plan, Any, int | None]:
@@ -161,14 +185,15 @@ async def _split(plan: Plan, by_message: dict[UUID, int], counter: LocalCounter)
     return {"turns": sum(by_message[message.pk] for message in plan.in_full) - attached, "attachments": attached}
 
 
-def _estimate(plan: Plan, draft: str, max_tokens: int | None) -> Ledger:
+def _estimate(plan: Plan, draft: Draft, max_tokens: int | None) -> Ledger:
     """From the last known counts, and from lengths."""
     by_message = {turn.message.pk: turn.message.num_tokens or _guess(turn.message.content) for turn in plan.turns}
     parts = {
         "system": _guess(plan.system),
         "summary": sum(_guess(turn.content) for turn in plan.recap),
         "turns": sum(by_message[message.pk] for message in plan.in_full),
-        "draft": _guess(draft),
+        "draft": _guess(draft.text),
+        "attachments": _guess(draft.content) - _guess(draft.text),
     }
     windows = [turn.message.window for turn in plan.turns if turn.message.window]
     return _ledger(plan, windows[-1] if windows else plan.model.n_ctx, max_tokens, parts, by_message, is_exact=False)

@@ -15,7 +15,9 @@ from django.shortcuts import get_object_or_404, render
 from django.views.decorators.http import require_http_methods, require_POST
 from django_htmx.http import trigger_client_event
 
+from chat.attachments import MAX_ATTACHMENTS, Attachment, File, FileChoice
 from chat.context import compression, ledger
+from chat.context.ledger import Draft
 from chat.models import Conversation, ConversationError, Message, Summary
 from localllm.gateway import database
 from localllm.gateway.providers import local
@@ -63,7 +65,8 @@ async def sent(request: HttpRequest, id: UUID) -> HttpResponse:
     conversation = await _own(request, id)
     context: dict[str, Any] = {"conversation": conversation}
     try:
-        model, messages = await database.read(ledger.sent, conversation, request.POST.get("text", "").strip())
+        draft = await database.read(_draft, request, conversation)
+        model, messages = await database.read(ledger.sent, conversation, draft)
         context["text"], context["num_tokens"] = await local.preview(model.local(), messages)
     except InferenceError as exc:
         context["problem"] = str(exc)
@@ -134,13 +137,30 @@ async def _rewrite(conversation: Conversation, summary: Summary, facts: KeyFacts
 async def _account(request: HttpRequest, conversation: Conversation, template: str) -> HttpResponse:
     context: dict[str, Any] = {"conversation": conversation}
     try:
-        account = await ledger.take(conversation, draft=request.POST.get("text", "").strip())
+        draft = await database.read(_draft, request, conversation)
+        account = await ledger.take(conversation, draft=draft)
         turns = account.turns[::-1]
         shown = turns if "all" in request.POST else turns[:LISTED]
         context |= {"ledger": account, "turns": shown, "num_more": len(turns) - len(shown)}
     except InferenceError as exc:
         context["problem"] = str(exc)
     return await database.read(render, request, template, context)
+
+
+def _draft(request: HttpRequest, conversation: Conversation) -> Draft:
+    """What stands in the composer: the text, and the chips of files."""
+    fields = zip(*(request.POST.getlist(name) for name in ("file", "mode", "cut_at")), strict=False)
+    try:
+        choices = [FileChoice.parse(*each) for each in fields][:MAX_ATTACHMENTS]
+    except (ValueError, TypeError):
+        choices = []
+    files = File.objects.filter(owner=conversation.owner_id).in_bulk([choice.file_id for choice in choices])
+    attachments = tuple(
+        Attachment(file=files[choice.file_id], mode=choice.mode, cut_at=choice.cut_at)
+        for choice in choices
+        if choice.file_id in files
+    )
+    return Draft(request.POST.get("text", "").strip(), attachments)
 
 
 async def _own(request: HttpRequest, id: UUID) -> Conversation:

@@ -19,7 +19,7 @@ from localllm.inference import summarise as summarising
 from localllm.inference.compression import Compressed, KeyFacts
 from localllm.inference.errors import ProviderError
 from localllm.inference.providers.llamacpp import LocalModel
-from localllm.inference.structured import Ask
+from localllm.inference.quoting import quote
 from localllm.inference.summarise import Progress
 from localllm.inference.types import ChatRequest, Event, Message, SamplingParams
 
@@ -61,12 +61,13 @@ async def summarise(
     info = await local.info(model.local())
     params = SamplingParams(temperature=TEMPERATURE, stop=tuple(model.stop))
 
+    prompt = _Prompt(version, model, asker)
+
     def instruct(text: str, max_tokens: int) -> tuple[Message, ...]:
-        told = version.render({"text": text, "max_tokens": str(max_tokens), "focus": focus or NO_FOCUS})
-        return model.with_system_prompt((Message("user", told),))
+        return prompt.render({"text": text, "max_tokens": str(max_tokens), "focus": focus or NO_FOCUS})
 
     events = summarising.summarise(
-        _ask(model, asker, version),
+        prompt.ask,
         ChatRequest(messages=(), params=params, owner=owner),
         [text] if isinstance(text, str) else text,
         instruct,
@@ -93,15 +94,20 @@ async def compress(
     """`turns`, and the `previous` summary, as one summary of at most `budget_tokens`, asked for by `version`.
 
     The last item is the summary. Close the iterator to cancel. Raises ProviderError; the turns stay as they are.
+    The starter model only counts: what it writes about a conversation is worth less than the words that were said.
     """
+    if model.is_starter:
+        yield await quote(turns, LocalCounter(model.local()), previous=previous, budget_tokens=budget_tokens)
+        return
     info = await local.info(model.local())
 
+    prompt = _Prompt(version, model, asker)
+
     def instruct(summary: str, turns: str, max_tokens: int) -> tuple[Message, ...]:
-        told = version.render({"summary": summary or NOTHING, "turns": turns, "max_tokens": str(max_tokens)})
-        return model.with_system_prompt((Message("user", told),))
+        return prompt.render({"summary": summary or NOTHING, "turns": turns, "max_tokens": str(max_tokens)})
 
     items = compression.compress(
-        _ask(model, asker, version),
+        prompt.ask,
         ChatRequest(messages=(), params=SamplingParams(temperature=TEMPERATURE), owner=owner),
         turns,
         instruct,
@@ -123,10 +129,20 @@ async def template(use_case: str, model: LanguageModel, subject: str = "") -> Pr
         raise ProviderError(f"{exc} Restore it in the administration.", permanent=True) from exc
 
 
-def _ask(model: LanguageModel, asker: completions.Asker, version: PromptTemplateVersion) -> Ask:
-    logged = dataclasses.replace(asker, template_version_id=version.pk)
+class _Prompt:
+    """A version of a template in use. Remembers the values of each text it rendered, for the usage log."""
 
-    def ask(request: ChatRequest) -> AsyncGenerator[Event]:
-        return completions.stream(request, model, logged)
+    def __init__(self, version: PromptTemplateVersion, model: LanguageModel, asker: completions.Asker) -> None:
+        self._version, self._model = version, model
+        self._asker = dataclasses.replace(asker, template_version_id=version.pk)
+        self._values: dict[str, dict[str, str]] = {}
 
-    return ask
+    def render(self, values: dict[str, str]) -> tuple[Message, ...]:
+        text = self._version.render(values)
+        self._values[text] = values
+        return self._model.with_system_prompt((Message("user", text),))
+
+    def ask(self, request: ChatRequest) -> AsyncGenerator[Event]:
+        asked = (text for text in self._values if any(text in message.content for message in request.messages))
+        values = self._values[max(asked, key=len)]  # a shorter one was rendered to count only
+        return completions.stream(request, self._model, dataclasses.replace(self._asker, template_variables=values))

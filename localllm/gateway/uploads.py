@@ -6,13 +6,8 @@ What has come lies in the store under the id of its row, and the size of that fi
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path, PurePath
-from typing import BinaryIO
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -25,53 +20,39 @@ from localllm.gateway.downloads import store
 from localllm.gateway.models import FileVersion, Job, LanguageModel, Upload
 from localllm.gateway.registration import describe, register
 from localllm.inference import model_file
+from localllm.inference.chunked_file import WrongOffset, append
 from localllm.inference.engine.gguf import read_beginning
 from localllm.inference.errors import HubError, InferenceError, ModelRefused
-from localllm.inference.hub.store import disk_error
 from localllm.inference.model_file import Stamp
 
 ABANDONED_AFTER = timedelta(days=7)
 MAX_NAME = 300
 
 
-class WrongOffset(Exception):
-    """The chunk does not begin where the last one ended: at `num_bytes`."""
-
-    def __init__(self, num_bytes: int) -> None:
-        super().__init__(f"The next chunk begins at byte {num_bytes:,}. Go on from there.")
-        self.num_bytes = num_bytes
-
-
-def begin(user: User, name: str, size_bytes: int) -> Upload:
-    """A new upload, or the unfinished one of the same file: of that name and size. Raises InferenceError."""
+def begin(user: User, name: str, size_bytes: int, modified_ms: int = 0) -> Upload:
+    """A new upload, or the unfinished one of the same file: of that name, size and time. Raises InferenceError."""
     name = PurePath(name.replace("\\", "/")).name[-MAX_NAME:]
     if not name.lower().endswith(".gguf"):
         raise ModelRefused(f"“{name}” is no model file. Choose one whose name ends with .gguf.")
     remove_abandoned()
-    known = Upload.objects.of(user).unfinished().filter(name=name, size_bytes=size_bytes).first()
+    same = {"name": name, "size_bytes": size_bytes, "modified_ms": modified_ms}
+    known = Upload.objects.of(user).unfinished().filter(**same).first()
     if known is not None:
         known.num_bytes = _size(known)
         known.save(update_fields=["num_bytes", "updated_at"])
         return known
     promised = Upload.objects.unfinished().aggregate(bytes=Sum(F("size_bytes") - F("num_bytes")))["bytes"] or 0
     store().check_room(name, size_bytes + promised)
-    return Upload.objects.create(user=user, name=name, size_bytes=size_bytes)
+    return Upload.objects.create(user=user, **same)
 
 
 def receive(upload: Upload, offset: int, chunk: bytes) -> None:
     """Append a chunk. Raises WrongOffset, and InferenceError where the file will be no model or the disk is full."""
-    with _file(upload) as file:
-        here = file.seek(0, os.SEEK_END)
-        if offset != here or upload.state != "receiving":
-            raise WrongOffset(here)
-        if here + len(chunk) > upload.size_bytes:
-            raise ModelRefused(f"{upload} is longer than the {upload.size_bytes:,} bytes that were told. Begin anew.")
-        try:
-            _write(file, chunk)
-        except OSError as exc:
-            os.truncate(file.fileno(), here)
-            raise disk_error(exc, store().folder) from exc
-        upload.num_bytes = here + len(chunk)
+    if upload.state != "receiving":
+        raise WrongOffset(_size(upload))
+    if offset + len(chunk) > upload.size_bytes:
+        raise ModelRefused(f"{upload} is longer than the {upload.size_bytes:,} bytes that were told. Begin anew.")
+    upload.num_bytes = append(_path(upload), offset, chunk)
     _look_at_header(upload)
     if upload.num_bytes == upload.size_bytes:
         _check(upload)
@@ -160,25 +141,6 @@ def _check(upload: Upload) -> None:
         upload.job = Job.objects.create(kind=Upload.KIND, title=f"{upload} from a browser"[:300])
         upload.save()
     jobs.runner.wake()
-
-
-def _write(file: BinaryIO, chunk: bytes) -> None:
-    written = 0
-    while written < len(chunk):  # a disk that fills takes a part and refuses the rest
-        written += file.write(memoryview(chunk)[written:]) or 0
-
-
-@contextmanager
-def _file(upload: Upload) -> Iterator[BinaryIO]:
-    """Where its bytes go, locked: two tabs may send the same file."""
-    try:
-        store().folder.mkdir(parents=True, exist_ok=True)
-        file = open(_path(upload), "a+b", buffering=0)  # noqa: SIM115
-    except OSError as exc:
-        raise disk_error(exc, store().folder) from exc
-    with file:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-        yield file
 
 
 def _size(upload: Upload) -> int:

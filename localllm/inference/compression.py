@@ -89,6 +89,12 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
         own = self._each(lambda facts: tuple(fact for fact in facts if fact.text.casefold() not in known))
         return KeyFacts(**{name: getattr(carried, name) + getattr(own, name) for name in self.__struct_fields__})
 
+    def with_rest(self, earlier: KeyFacts) -> KeyFacts:
+        """With the facts of `earlier` behind its own, and none of them twice."""
+        known = {fact.text.casefold() for fact in self.all()}
+        rest = earlier._each(lambda facts: tuple(fact for fact in facts if fact.text.casefold() not in known))
+        return KeyFacts(**{name: getattr(self, name) + getattr(rest, name) for name in self.__struct_fields__})
+
     def edited(self, lines: dict[str, list[str]]) -> KeyFacts:
         """As somebody rewrote it: lines by list. What is new or was changed is pinned from now on."""
         known = {(name, fact.text): fact for name in self.__struct_fields__ for fact in getattr(self, name)}
@@ -117,11 +123,39 @@ class KeyFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Compressed(msgspec.Struct, frozen=True, kw_only=True):
-    """A summary of turns: `num_tokens` of text in place of `num_tokens_before`."""
+    """A summary of turns: `num_tokens` of text in place of `num_tokens_before`. `is_quoted`: no model wrote it."""
 
     facts: KeyFacts
     num_tokens: int
     num_tokens_before: int
+    is_quoted: bool = False
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """What a summary is to stand for, and how long it may get."""
+
+    transcript: str
+    num_tokens: int
+    budget: int
+
+    @classmethod
+    async def of(cls, turns: Sequence[Message], previous: KeyFacts, budget_tokens: int, counter: Counter) -> Span:
+        transcript = "\n\n".join(f"{SPEAKERS[turn.role]}: {turn.content}" for turn in turns)
+        before = await chunking.count(transcript, counter) + await chunking.count(previous.text, counter)
+        budget = min(budget_tokens, max(MIN_BUDGET_TOKENS, before // 2))
+        return cls(transcript=transcript, num_tokens=before, budget=budget)
+
+    async def compressed(self, facts: KeyFacts, counter: Counter) -> Compressed:
+        """Raises CompressionError when `facts` say nothing, or are not shorter than what they stand for."""
+        if not facts.all():
+            raise CompressionError("Nothing was found to keep: the messages stay as they are.")
+        num_tokens = await chunking.count(facts.text, counter)
+        if num_tokens >= self.num_tokens:
+            raise CompressionError(
+                f"The summary has {num_tokens} tokens, and what it stands for {self.num_tokens}: "
+                "the messages stay as they are."
+            )
+        return Compressed(facts=facts, num_tokens=num_tokens, num_tokens_before=self.num_tokens)
 
 
 async def compress(
@@ -142,9 +176,8 @@ async def compress(
     the pinned facts alone exceed the budget, and whatever `ask` raises.
     """
     facts = previous or KeyFacts()
-    transcript = "\n\n".join(f"{SPEAKERS[turn.role]}: {turn.content}" for turn in turns)
-    before = await chunking.count(transcript, counter) + await chunking.count(facts.text, counter)
-    budget = min(budget_tokens, max(MIN_BUDGET_TOKENS, before // 2))
+    span = await Span.of(turns, facts, budget_tokens, counter)
+    budget = span.budget
     answer = min(2 * budget + 64, window // 3)  # JSON takes more tokens than the text that is made of it
     room = window - answer - budget - SLACK_TOKENS - await counter.messages(_shaped(instruct("", "", budget)))
     if room < MIN_ROOM_TOKENS:
@@ -152,20 +185,13 @@ async def compress(
             f"A summary of {budget} tokens and its instructions leave no room for the conversation: the context of "
             f"this model holds {window}. Choose a model with a larger context."
         )
-    parts = await chunking.chunks(transcript, room, counter)
+    parts = await chunking.chunks(span.transcript, room, counter)
     for number, part in enumerate(parts):
         yield Progress(number, len(parts))
         asked = _asking(request, _shaped(instruct(facts.text, part, budget)), answer)
         found = grounded(_parse(await _result(ask, asked)), f"{facts.text}\n{part}")
         facts = await fit(found.with_carried(facts), budget_tokens, budget, counter)
-    if not facts.all():
-        raise CompressionError("The model found nothing to keep: the messages stay as they are.")
-    num_tokens = await chunking.count(facts.text, counter)
-    if num_tokens >= before:
-        raise CompressionError(
-            f"The summary has {num_tokens} tokens, and what it stands for {before}: the messages stay as they are."
-        )
-    yield Compressed(facts=facts, num_tokens=num_tokens, num_tokens_before=before)
+    yield await span.compressed(facts, counter)
 
 
 def grounded(facts: KeyFacts, source: str) -> KeyFacts:

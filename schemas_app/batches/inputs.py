@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from localllm.inference.documents.extraction import decode
+
 MAX_BYTES = 8 << 20  # of a file
 MAX_ROWS = 10_000
 MAX_CHARS = 100_000  # of one input
@@ -92,18 +94,12 @@ def read(data: bytes, name: str, *, delimiter: str = "", has_header: bool | None
 def _decode(data: bytes) -> tuple[str, str]:
     if data.startswith(b"PK\x03\x04"):
         raise InputError("This is a spreadsheet or a ZIP file. Save the sheet as CSV, and upload that.")
-    for codec, name in (("utf-8-sig", "UTF-8"), ("cp1252", "Latin-1"), ("latin-1", "Latin-1")):
-        try:
-            text = data.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        if CONTROL.search(text):
-            break
-        return text, name
-    raise InputError(
-        "The file is not text in UTF-8 or Latin-1: it holds control characters, as UTF-16 and binary files do. "
-        "Save it as UTF-8."
-    )
+    text, encoding = decode(data)
+    if CONTROL.search(text):
+        raise InputError(
+            "The file is no text: it holds control characters, as binary files do. Save it as CSV or JSONL."
+        )
+    return text, encoding
 
 
 # JSONL

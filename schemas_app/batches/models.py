@@ -55,7 +55,7 @@ class BatchQuerySet(models.QuerySet["Batch"]):
         """Make the rows and queue the job, in one transaction. `source` says where the inputs are from."""
         title = f"{version.schema}: {source}"
         with transaction.atomic():
-            job = Job.objects.create(kind="batch", title=title, owner=owner, num_total=len(inputs))
+            job = Job.objects.create(kind=Batch.KIND, title=title, owner=owner, num_total=len(inputs))
             batch = self.create(job=job, schema_version=version, model=model)
             rows = (BatchRow(batch=batch, number=number, input=text) for number, text in enumerate(inputs, 1))
             BatchRow.objects.bulk_create(rows, batch_size=CHUNK)
@@ -68,6 +68,8 @@ class BatchQuerySet(models.QuerySet["Batch"]):
 
 class Batch(models.Model):
     """What a job of this kind extracts, with what. Its id is the job's."""
+
+    KIND = "batch"
 
     job = models.OneToOneField("gateway.Job", primary_key=True, on_delete=models.CASCADE, related_name="batch")
     schema_version = models.ForeignKey("schemas_app.SchemaVersion", null=True, on_delete=models.SET_NULL)

@@ -12,7 +12,10 @@ const LONG_CHARS = 4_000; // of a paste
 let numUploading = 0;
 
 const ids = () => [...list.querySelectorAll("[data-file]")].map((chip) => chip.dataset.file);
-const keep = () => localStorage.setItem(list.dataset.key, JSON.stringify(ids()));
+function keep() {
+  localStorage.setItem(list.dataset.key, JSON.stringify(ids()));
+  htmx.trigger(document.body, "recount");
+}
 
 /* Where the files are to be sent, so that the server can tell what fits there. */
 function place() {

@@ -1,24 +1,30 @@
-/* Prompts in the composer: `/` at the beginning lists them, the arrows and Enter choose one, Esc closes the list.
-   The list, the form for the variables and the text with them in it all come from the server. */
+/* Commands and prompts in the composer: `/` at the beginning lists them, the arrows and Enter choose one, Esc closes
+   the list. Commands stand in the page and are chat.js's to carry out; prompts, the form for their variables and the
+   text with them in it come from the server. What is neither is sent as it was written. */
 
 const byId = (id) => document.getElementById(id);
 const composer = byId("composer");
 const box = byId("composer-text");
 const list = byId("prompts");
+const prompts = list?.querySelector("[data-prompts]");
 let numFetches = 0;
 
-const options = () => [...list.querySelectorAll("[role=option]")];
+const options = () => [...list.querySelectorAll("[role=option]:not([hidden])")];
 const current = () => list.querySelector("[aria-selected=true]");
 const isOpen = () => list.matches(":popover-open");
 
 async function look() {
   const typed = /^\/([\w-]*)$/.exec(box.value);
-  if (!typed || typed[1] === "compress") return close(); // that one is a command of chat.js
+  if (!typed) return close();
   const mine = ++numFetches;
   const query = new URLSearchParams({ q: typed[1], model: list.dataset.model });
   const response = await fetch(`${list.dataset.url}?${query}`).catch(() => null);
   if (!response?.ok || mine !== numFetches) return;
-  list.innerHTML = await response.text();
+  prompts.innerHTML = await response.text();
+  for (const command of list.querySelectorAll("[data-command]")) {
+    command.hidden = !command.dataset.command.startsWith(box.value);
+  }
+  prompts.hidden = !prompts.querySelector("[role=option]") && options().length > 0; // a command was found
   list.showPopover();
   box.setAttribute("aria-expanded", "true");
   mark(options()[0]);
@@ -40,6 +46,10 @@ function mark(option) {
 
 async function choose({ dataset }) {
   close();
+  if (dataset.command) {
+    box.value = dataset.command;
+    return composer.requestSubmit();
+  }
   const response = await fetch(dataset.url);
   if (!response.ok) return;
   const dialog = byId("dialog");

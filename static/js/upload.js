@@ -32,7 +32,8 @@ pause.addEventListener("click", () => {
 
 async function send(file) {
   show(file, 0);
-  const upload = await ask(form.action, new URLSearchParams({ name: file.name, size: file.size }));
+  const told = { name: file.name, size: file.size, modified: file.lastModified };
+  const upload = await ask(form.action, new URLSearchParams(told));
   const address = `${form.action}${upload.id}/chunk/`;
   const size = Number(form.dataset.chunkBytes);
   document.getElementById(`upload-${upload.id}`)?.remove(); // while it is sent it is shown above

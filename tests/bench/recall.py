@@ -1,7 +1,8 @@
 """How many facts planted in conversations a summary still says: tests/bench/recall.yaml, on real models.
 
 Beside it what the newest messages alone would say in as many tokens, which is what cutting instead of compressing
-keeps. The starter model is measured always, and the one of LOCALLLM_MODEL where it is set.
+keeps, and what plain rules take out of them (`quoting`). The starter model is measured always, and the one of
+LOCALLLM_MODEL where it is set.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -20,6 +22,7 @@ from localllm.inference.compression import Compressed, CompressionError, Fact, K
 from localllm.inference.engine.host import EngineHost
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.prompt_template import Template
+from localllm.inference.quoting import quote
 from localllm.inference.structured import StructuredError
 from localllm.inference.types import ChatRequest, Event, Message, SamplingParams
 from tests.bench.doors import engine
@@ -51,10 +54,11 @@ class Planted(msgspec.Struct, frozen=True):
 
 
 class Compressor:
-    """One loaded model, asked with the shipped prompt template."""
+    """One loaded model, asked with the shipped prompt template, or only counting where `is_quoting`."""
 
-    def __init__(self, host: EngineHost) -> None:
+    def __init__(self, host: EngineHost, *, is_quoting: bool = False) -> None:
         self._host = host
+        self._is_quoting = is_quoting
         shipped = yaml.safe_load(TEMPLATES.read_text())
         self._template = Template(next(each["text"] for each in shipped if each["use_case"] == "compression"))
 
@@ -69,6 +73,8 @@ class Compressor:
         window = (await self._host.wait_until_ready()).window
         request = ChatRequest(messages=(), params=SamplingParams(temperature=0.0, seed=1))
         try:
+            if self._is_quoting:
+                return (await quote(turns, self, previous=previous, budget_tokens=budget)).facts
             items = compress(
                 self._ask, request, turns, self._instruct, self, previous=previous, budget_tokens=budget, window=window
             )
@@ -94,13 +100,15 @@ async def recall(plan: Plan) -> Report:
     rows, pinned = [], []
     for path in models:
         async with engine(path, EngineSettings()) as host:
-            model = Compressor(host)
-            for budget in BUDGETS[:1] if plan.is_quick else BUDGETS:
+            ways = {path.stem: Compressor(host)}
+            if path == STARTER:
+                ways["plain rules (the starter's way)"] = Compressor(host, is_quoting=True)
+            for (name, model), budget in product(ways.items(), BUDGETS[:1] if plan.is_quick else BUDGETS):
                 figures = [await _measure(model, each, budget) for each in conversations]
                 once, twice, cut, saved, kept = (sum(values) / len(values) for values in zip(*figures, strict=True))
-                rows.append([path.stem, str(budget), *(f"{100 * share:.0f} %" for share in (once, twice, cut, saved))])
+                rows.append([name, str(budget), *(f"{100 * share:.0f} %" for share in (once, twice, cut, saved))])
                 pinned.append(100 * kept)
-    head = ["model", "budget", "compressed once", "in two steps", "newest messages alone", "tokens saved"]
+    head = ["summary by", "budget", "compressed once", "in two steps", "newest messages alone", "tokens saved"]
     return Report(
         [Figure("pinned facts after two compressions", "%", pinned, wanted=Bound("≥", 100))],
         table=[head, *rows],

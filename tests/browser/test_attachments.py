@@ -25,6 +25,14 @@ PASTE = """(text) => {
   if (!event.defaultPrevented) document.execCommand("insertText", false, text);
 }"""
 
+PASTE_FILE = """([name, text]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([text], name, { type: "text/csv" }));
+  const event = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+  document.activeElement.dispatchEvent(event);
+  return event.defaultPrevented;
+}"""
+
 
 def pick(page, name, data):
     with page.expect_file_chooser() as chooser:
@@ -84,6 +92,14 @@ def test_a_long_paste_may_become_a_file(page):
     expect(page.get_by_label("Message", exact=True)).to_have_value("")
     page.get_by_role("button", name="Remove Pasted text.txt").click()
     expect(page.locator(".file-chip")).to_have_count(0)
+
+
+def test_a_file_is_pasted_from_the_clipboard_and_sent(page):
+    page.get_by_label("Message", exact=True).focus()
+    assert page.evaluate(PASTE_FILE, ["towns.csv", "town,founded\nUppsala,1286\n"])
+    expect(page.locator(".file-chip[data-file]")).to_contain_text("towns.csv")
+    send(page, "When was it founded?")
+    expect(page.locator(".sent-files")).to_contain_text("towns.csv")
 
 
 def test_a_second_message_takes_files_too_and_one_that_cannot_be_read_says_why(page, complaints):

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import NAME, SHOTS
+from tests.browser.test_attachments import pick
 from tests.browser.test_chat import send, wait_until_answered
 from tests.chat.test_context_plan import FERRY
 
@@ -42,6 +43,21 @@ def test_the_count_follows_what_is_typed(ferry):
     assert before < num_tokens(ferry) < before + 40
 
 
+def test_the_count_follows_the_files_that_are_attached(ferry):
+    before = num_tokens(ferry)
+    pick(ferry, "mill.txt", b"The mill was built in 1887. " * 4)
+    expect(ferry.locator(".file-chip[data-file]")).to_have_count(1)
+    expect(ferry.locator("#ledger")).not_to_contain_text(f"{before} of")
+    assert num_tokens(ferry) > before + 20
+    open_panel(ferry)
+    expect(ferry.locator("#dialog")).to_contain_text("Attachments")
+    ferry.get_by_role("button", name="Read what will be sent").click()
+    expect(ferry.locator(".sent")).to_contain_text("--- mill.txt ---")
+    ferry.locator("#dialog").get_by_role("button", name="Close").click()
+    ferry.get_by_role("button", name="Remove mill.txt").click()
+    expect(ferry.locator("#ledger")).to_contain_text(f"{before} of")
+
+
 def test_a_long_chat_is_summarised_by_hand_and_its_messages_are_folded(ferry):
     before = num_tokens(ferry)
     compress(ferry)
@@ -52,6 +68,27 @@ def test_a_long_chat_is_summarised_by_hand_and_its_messages_are_folded(ferry):
     ferry.get_by_label("Show the messages").check()
     expect(ferry.locator(".message:visible")).to_have_count(12)
     send(ferry, "And back?")
+    wait_until_answered(ferry)
+
+
+def test_commands_are_listed_behind_the_slash_and_carried_out_from_there(ferry):
+    ferry.get_by_label("Message", exact=True).focus()
+    ferry.keyboard.type("/")
+    options = ferry.locator("#prompts [role=option]:visible")
+    expect(options.first).to_contain_text("Summarise older messages")
+    ferry.keyboard.type("com")
+    expect(options).to_have_count(1)
+    expect(ferry.locator("#prompts")).not_to_contain_text("No prompt matches")
+    ferry.screenshot(path=SHOTS / "commands.png")
+    ferry.keyboard.press("Enter")
+    expect(ferry.locator(".summary")).to_be_visible(timeout=60_000)
+    expect(ferry.get_by_label("Message", exact=True)).to_have_value("")
+    expect(ferry.locator(".summary")).to_contain_text("taken out word for word")
+
+
+def test_what_begins_with_a_slash_and_is_no_command_is_sent(ferry):
+    send(ferry, "/etc/hosts holds what?")
+    expect(ferry.locator(".message.user .bubble").last).to_have_text("/etc/hosts holds what?")
     wait_until_answered(ferry)
 
 

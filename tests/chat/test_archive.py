@@ -5,7 +5,7 @@ import io
 import json
 import zipfile
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.auth.models import User
@@ -16,12 +16,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.django import TestCase
 
 from chat.archive import exporting, format, importing, sources, splitting
-from chat.archive.format import AttachmentRecord, ConversationRecord, FeedbackRecord, FileRecord, MessageRecord
+from chat.archive.format import (
+    AttachmentRecord,
+    ConversationRecord,
+    FeedbackRecord,
+    FileRecord,
+    MessageRecord,
+    SummaryRecord,
+)
 from chat.archive.splitting import CutOff, Item
 from chat.models import Conversation, Message
 from localllm.gateway import database
 from localllm.gateway.jobs import JobRunner
 from localllm.gateway.models import Feedback, Job
+from localllm.inference.compression import Fact, KeyFacts
 from tests.chat.exports import chatgpt, gpt_node, open_webui
 
 # Where conversations begin and end
@@ -118,6 +126,28 @@ times = st.datetimes(datetime(2000, 1, 1), datetime(2030, 1, 1), timezones=st.ju
 
 
 @st.composite
+def summaries(draw, number, moment):
+    """The first one, one that is built on it, and one that was written again."""
+    facts = st.builds(Fact, text=st.text("abc 1", min_size=1, max_size=9), is_pinned=st.booleans())
+    return [
+        SummaryRecord(
+            id=f"s{place}",
+            up_to_id=str(draw(st.integers(0, number - 1))),
+            facts=KeyFacts(names=tuple(draw(st.lists(facts, min_size=1, max_size=3)))),
+            created_at=moment + timedelta(seconds=place),
+            previous_id="s0" if place else None,
+            num_messages=draw(st.integers(0, 9)),
+            tokens_before=draw(st.integers(0, 999)),
+            tokens_after=draw(st.integers(0, 99)),
+            model="starter",
+            edited_at=draw(st.none() | times),
+            is_undone=draw(st.booleans()),
+        )
+        for place in range(draw(st.integers(0, 3)))
+    ]
+
+
+@st.composite
 def conversations(draw):
     number = draw(st.integers(1, 6))
     messages, moments = [], sorted(draw(st.lists(times, min_size=number, max_size=number, unique=True)))
@@ -131,6 +161,7 @@ def conversations(draw):
                 role=role,
                 text=draw(texts),
                 reasoning=draw(texts),
+                placement=draw(st.sampled_from(["automatic", "pinned", "expanded", "excluded"])),
                 created_at=moment,
                 attachments=[AttachmentRecord(file_id="f", mode="cut", cut_at=1)] if role == "user" else [],
                 feedback=draw(
@@ -147,13 +178,15 @@ def conversations(draw):
         settings=draw(st.dictionaries(st.sampled_from(["temperature", "top_p"]), st.floats(0, 1), max_size=2)),
         leaf_id=str(draw(st.integers(0, number - 1))),
         messages=messages,
+        compress_at=draw(st.sampled_from([0, 50, 75, 90])),
         files=[FileRecord(id="f", name="a.txt", text=draw(texts))],
+        summaries=draw(summaries(number, moments[-1])),
     )
 
 
 def without_ids(record):
     """The same names for the same things, whatever their ids."""
-    names = {each.id: str(place) for place, each in enumerate([*record.files, *record.messages])}
+    names = {each.id: str(place) for place, each in enumerate([*record.files, *record.messages, *record.summaries])}
     plain = deepcopy(record)
     plain.id, plain.leaf_id = "", names.get(plain.leaf_id)
     for message in plain.messages:
@@ -162,6 +195,9 @@ def without_ids(record):
             attachment.file_id = names[attachment.file_id]
     for file in plain.files:
         file.id = names[file.id]
+    for summary in plain.summaries:
+        summary.id, summary.previous_id = names[summary.id], names.get(summary.previous_id)
+        summary.up_to_id = names[summary.up_to_id]
     return plain
 
 
@@ -180,16 +216,22 @@ class RoundTrip(TestCase):
         assert without_ids(exporting.record(Conversation.objects.get(owner=bob))) == without_ids(record)
 
 
-@pytest.fixture
-def alice(db):
-    return User.objects.create_user("alice")
-
-
 def test_what_a_conversation_has_grown_by_is_added(alice):
     importing.store(alice, "chatgpt", sources.read(json.dumps(chatgpt()).encode()).record)
     grown = chatgpt(q3=gpt_node("b", "user", "Thanks."))
     assert importing.store(alice, "chatgpt", sources.read(json.dumps(grown).encode()).record) == (1, False)
     assert Message.objects.get(text="Thanks.").parent.text.endswith("**Sweden**.")
+
+
+def test_a_summary_that_was_made_since_is_added_once_and_one_that_fits_nowhere_is_left_out(alice):
+    record = ConversationRecord(id="1", messages=[MessageRecord(id="q", role="user", text="Who?")])
+    importing.store(alice, "localllm", record)
+    fields = {"facts": KeyFacts(names=(Fact("Maya\x00"),)), "created_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    record.summaries = [SummaryRecord(id=id, up_to_id=up_to, **fields) for id, up_to in (("s", "q"), ("t", "?"))]
+    for _ in range(2):
+        assert importing.store(alice, "localllm", record) == (0, False)
+    conversation = Conversation.objects.get()
+    assert conversation.summary_on(conversation.path()).text == "Names: Maya"
 
 
 def test_ids_of_somebody_elses_rows_are_not_taken_over(alice):
@@ -215,7 +257,7 @@ async def client(transactional_db):
 
 async def run_jobs():
     runner = JobRunner(look_every_s=0.02)
-    await runner.start({"import": importing.run})
+    await runner.start({importing.KIND: importing.run})
     async with asyncio.timeout(30):
         while await database.read(Job.objects.filter(state__in=Job.LIVE).exists):
             await asyncio.sleep(0.02)
@@ -279,7 +321,7 @@ async def test_an_import_that_was_interrupted_goes_on_where_it_was(client):
     path.write_bytes(json.dumps([chatgpt(str(number)) for number in range(30)]).encode())
     await database.write(importing.begin, alice, path, "c.json")
     runner = JobRunner(look_every_s=0.02)
-    await runner.start({"import": importing.run})
+    await runner.start({importing.KIND: importing.run})
     while not await database.read(Conversation.objects.exists):
         await asyncio.sleep(0.005)
     await runner.drain(5)

@@ -198,7 +198,7 @@ async def test_a_summary_is_written_once_and_stored(chat, alice):
 
 
 async def test_a_chat_that_is_full_says_that_there_is_no_room_for_the_file(chat, alice):
-    reply = await answer(chat, "word " * 600, by(await database.write(stored, alice, TOWNS), "passages"))
+    reply = await answer(chat, "word " * 890, by(await database.write(stored, alice, TOWNS), "passages"))
     assert reply.status == "failed" and "too few. Begin a new chat" in reply.error
 
 

@@ -7,7 +7,9 @@ import pytest
 import pytest_asyncio
 
 from chat import live
+from chat.attachments import Attachment, File
 from chat.context import compression, ledger
+from chat.context.ledger import Draft
 from chat.models import ConversationError, Message
 from localllm.gateway import database, providers
 from localllm.gateway.models import LanguageModel, PromptTemplate, PromptTemplateVersion, UsageLog
@@ -42,12 +44,25 @@ async def load():
 async def test_the_account_is_exactly_what_the_engine_counts():
     await load()
     conversation = await database.write(chat, 2)
-    account = await ledger.take(conversation, draft="And back?")
+    account = await ledger.take(conversation, draft=Draft("And back?"))
     _, reply = await database.write(conversation.send, "new", "And back?")
     await live.start(reply)
     await read(reply)
     assert account.is_exact and account.num_tokens == (await stored(reply)).prompt_tokens
     assert sum(segment.num_tokens for segment in account.segments) == account.window == 1024
+
+
+async def test_files_beside_what_is_written_are_counted_before_they_are_sent():
+    await load()
+    conversation = await database.write(chat, 1)
+    file = File(name="mill.txt", text="The mill was built in 1887. " * 8, num_chars=224, page_starts=[])
+    alone = await ledger.take(conversation, draft=Draft("When?"))
+    full = await ledger.take(conversation, draft=Draft("When?", (Attachment(file=file, mode="full"),)))
+    cut = await ledger.take(conversation, draft=Draft("When?", (Attachment(file=file, mode="cut", cut_at=60),)))
+    passages = await ledger.take(conversation, draft=Draft("When?", (Attachment(file=file, mode="passages"),)))
+    assert full.is_exact and full.parts["attachments"] > cut.parts["attachments"] > 0
+    assert full.num_tokens == sum(full.parts.values()) > alone.num_tokens
+    assert not passages.is_exact and passages.parts["attachments"] == 1024 // 4
 
 
 async def test_counts_are_kept_by_the_messages_until_model_or_text_are_others():
@@ -63,7 +78,7 @@ async def test_counts_are_kept_by_the_messages_until_model_or_text_are_others():
 
 async def test_a_model_that_is_not_loaded_is_not_loaded_to_count():
     await providers.local.aclose()
-    account = await ledger.take(await database.write(chat, 2), draft="And back?")
+    account = await ledger.take(await database.write(chat, 2), draft=Draft("And back?"))
     assert not account.is_exact and 0 < account.num_tokens < account.window
     model = await database.read(LanguageModel.objects.default)
     assert providers.local.loaded(model.local()) is None

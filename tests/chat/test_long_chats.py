@@ -3,26 +3,14 @@
 import re
 
 import pytest
-from django.contrib.auth.models import User
 from django.urls import reverse
 
 from chat import views
-from chat.models import Conversation, Message
+from chat.models import Attachment, Conversation, File, Message
 from tests.bench.long_chat import long_conversation
 
 pytestmark = pytest.mark.django_db
 NUM = 2_000
-
-
-@pytest.fixture
-def alice():
-    return User.objects.create_user("alice")
-
-
-@pytest.fixture
-def page(client, alice):
-    client.force_login(alice)
-    return client
 
 
 @pytest.fixture
@@ -102,3 +90,28 @@ def test_a_question_at_its_end_is_stored_with_a_bounded_number_of_queries(chat, 
     with django_assert_max_num_queries(15):
         question, reply = chat.send("c1", "And the next one?")
     assert str(question.parent_id) == chat.ids[-1] and Message.objects.get(pk=reply.pk).status == "queued"
+
+
+@pytest.fixture
+def with_passages(chat, alice):
+    """Each of 300 questions was asked with two passages of a file of its own."""
+    files = File.objects.bulk_create(
+        File(owner=alice, conversation=chat, name=f"{n}.txt", size_bytes=1, text="A town. " * 20, num_chars=160)
+        for n in range(300)
+    )
+    Attachment.objects.bulk_create(
+        Attachment(message_id=chat.ids[2 * n], file=file, place=0, mode="passages") for n, file in enumerate(files)
+    )
+    for n, each in enumerate(Attachment.objects.order_by("pk")):
+        each.passages = [[2 * n + 1, 0, 7], [2 * n + 2, 8, 15]]
+        each.save(update_fields=["passages"])
+    return chat
+
+
+def test_only_the_passages_that_are_cited_on_a_page_are_read(page, with_passages, django_assert_max_num_queries):
+    Message.objects.filter(pk=with_passages.ids[-1]).update(text="See [7].", html="<p>See [7].</p>")
+    with django_assert_max_num_queries(100) as queries:
+        html = get(page, with_passages, "show")
+    whole = [each["sql"] for each in queries if '"page_starts"' in each["sql"]]
+    assert "/passages/7" in html and len(whole) <= 2
+    assert with_passages.next_passage_number(with_passages.path()) == 601

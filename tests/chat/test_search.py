@@ -9,11 +9,6 @@ from chat.models import Conversation
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def alice():
-    return User.objects.create_user("alice")
-
-
 def chat(owner, *texts, title="", status="complete"):
     conversation = Conversation.objects.create(owner=owner, title=title)
     for text in texts:

@@ -33,17 +33,6 @@ def model():
 
 
 @pytest.fixture
-def alice():
-    return User.objects.create_user("alice")
-
-
-@pytest.fixture
-def page(client, alice):
-    client.force_login(alice)
-    return client
-
-
-@pytest.fixture
 def conversation(alice, model):
     conversation = Conversation.objects.create(owner=alice)
     _, reply = conversation.send("c1", "Where is <Uppsala>?")

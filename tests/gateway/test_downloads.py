@@ -16,6 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ async def runner(home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[J
     """The runner of this process, as a server starts it."""
     runner = JobRunner(NEVER)
     monkeypatch.setattr("localllm.gateway.jobs.runner", runner)
-    await runner.start({"download": downloads.run})
+    await runner.start({Download.KIND: downloads.run})
     yield runner
     await runner.drain(5)
 
@@ -236,6 +237,8 @@ def start(home: Path, *arguments: str, **environment: str) -> subprocess.Popen[s
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Where the tests run in the background, Ctrl+C is ignored, and children would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 from localllm.gateway import completions, database, providers, serving
 from localllm.gateway.models import LanguageModel, UsageLog
 from localllm.inference.engine.gguf import read_header
-from localllm.inference.errors import ProviderError
+from localllm.inference.errors import ModelRefused, ProviderError
 from localllm.inference.memory import account
 from localllm.inference.types import ChatRequest, Chunk, Finished, Message, SamplingParams
 from tests.inference.engine_on_starter import STARTER
@@ -211,10 +211,15 @@ async def test_a_loaded_model_is_replaced_by_a_good_file(models, monkeypatch):
 
 async def test_a_check_reads_the_whole_file(models):
     model = models[0]
-    assert model.check_file()
+    model.check_file()
     stat = Path(model.path).stat()
     with Path(model.path).open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"\0" * 8)
     os.utime(model.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert not model.has_changed_file and not model.check_file()
+    assert not model.has_changed_file
+    with pytest.raises(ModelRefused, match="its SHA-256 differs"):
+        model.check_file()
+    Path(model.path).unlink()
+    with pytest.raises(ModelRefused, match="cannot be read: No such file"):
+        model.check_file()

@@ -19,6 +19,7 @@ from pytest_django.fixtures import Settings
 
 from localllm.gateway import uploads
 from localllm.gateway.models import Job, LanguageModel, Upload
+from localllm.inference.chunked_file import WrongOffset
 from localllm.inference.errors import InferenceError, ModelRefused
 from tests.gguf_files import STARTER
 
@@ -47,8 +48,9 @@ def browser(client: Client, ada: User) -> Iterator[Client]:
     yield client
 
 
-def begin(browser: Client, content: bytes = CONTENT, name: str = "mine.gguf") -> dict[str, Any]:
-    response = browser.post(reverse("models:upload-begin"), {"name": name, "size": len(content)})
+def begin(browser: Client, content: bytes = CONTENT, name: str = "mine.gguf", modified: int = 7) -> dict[str, Any]:
+    form = {"name": name, "size": len(content), "modified": modified}
+    response = browser.post(reverse("models:upload-begin"), form)
     assert response.status_code == 200, response.content
     body: dict[str, Any] = response.json()
     return body
@@ -77,6 +79,11 @@ def run(upload: dict[str, Any]) -> Upload:
     except InferenceError as exc:
         job.finish(str(exc))
     return Upload.objects.select_related("job", "model").get(pk=upload["id"])
+
+
+def test_a_file_that_was_changed_meanwhile_begins_anew(browser: Client) -> None:
+    first = begin(browser)
+    assert begin(browser)["id"] == first["id"] != begin(browser, modified=8)["id"]
 
 
 def test_a_file_becomes_a_model_named_after_it(browser: Client, home: Path) -> None:
@@ -196,7 +203,7 @@ def test_nobody_else_reaches_it(browser: Client, client: Client) -> None:
 def test_it_refuses_what_is_sent_after_the_end(ada: User) -> None:
     upload = uploads.begin(ada, "m.gguf", len(CONTENT))
     uploads.receive(upload, 0, CONTENT)
-    with pytest.raises(uploads.WrongOffset):
+    with pytest.raises(WrongOffset):
         uploads.receive(upload, len(CONTENT), b"x")
     with pytest.raises(ModelRefused):
         uploads.begin(ada, "m.txt", 9)

@@ -4,14 +4,10 @@ import json
 from contextlib import aclosing
 
 import pytest
-import pytest_asyncio
 
 from localllm.inference.compression import LISTS, Compressed, CompressionError, Fact, KeyFacts, compress, fit, grounded
-from localllm.inference.engine.host import EngineHost
-from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow
 from localllm.inference.types import ChatRequest, Chunk, Finished, Message, SamplingParams, Usage
-from tests.inference.engine_on_starter import STARTER
 from tests.inference.starter_host import Starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -22,20 +18,6 @@ TURNS = [
     Message("assistant", "Then we book the train at 9:40 for her. Shall I reserve a seat? " * 4),
 ]
 KNOWN = KeyFacts(names=(Fact("Maya Lindgren", is_pinned=True), Fact("Uppsala")), narrative=(Fact("A trip."),))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host():
-    host = EngineHost(STARTER, EngineSettings())
-    host.start()
-    await host.wait_until_ready()
-    yield host
-    await host.stop()
-
-
-@pytest.fixture
-def starter(host):
-    return Starter(host)
 
 
 def instruct(summary, turns, max_tokens):

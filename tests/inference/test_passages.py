@@ -48,3 +48,9 @@ def test_it_takes_the_beginning_where_no_word_occurs():
 
 def test_words_that_are_operators_of_the_index_are_only_words():
     assert choose(["Cats AND dogs"], 'NEAR( "AND" OR * col:', 1_000)
+
+
+def test_with_little_room_the_passages_are_cut_smaller():
+    text = "It has a church. " * 30 + "The mill of Ekby was built in 1887. " + "It has a church. " * 30
+    (passage,) = choose([text], "When was the mill built?", 100)
+    assert passage.end - passage.start <= 100 and "mill of Ekby" in text[passage.start : passage.end]

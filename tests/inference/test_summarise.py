@@ -3,38 +3,19 @@
 from contextlib import aclosing
 
 import pytest
-import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from localllm.inference import chunking
-from localllm.inference.engine.host import EngineHost
-from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow
 from localllm.inference.summarise import Progress, summarise
 from localllm.inference.types import ChatRequest, Chunk, Finished, Message, SamplingParams
-from tests.inference.engine_on_starter import STARTER
-from tests.inference.starter_host import Starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REQUEST = ChatRequest(messages=(), params=SamplingParams(temperature=0.0))
 SENTENCE = "On day {} the ferry to Utö carried {} passengers and one dog named Pixel. "
 LONG = "".join(SENTENCE.format(day, day * 7) for day in range(150))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host():
-    host = EngineHost(STARTER, EngineSettings())
-    host.start()
-    await host.wait_until_ready()
-    yield host
-    await host.stop()
-
-
-@pytest.fixture
-def starter(host):
-    return Starter(host)
 
 
 def instruct(text, max_tokens):

@@ -59,7 +59,9 @@ def test_a_csv_file_without_a_header_keeps_its_first_row():
     assert read(b"Maya,3\nJo,4\n", "a.csv", has_header=True).columns == ("Maya", "3")
 
 
-@pytest.mark.parametrize(("codec", "said"), [("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8"), ("cp1252", "Latin-1")])
+@pytest.mark.parametrize(
+    ("codec", "said"), [("utf-8", "UTF-8"), ("utf-8-sig", "UTF-8"), ("cp1252", "Latin-1"), ("utf-16", "UTF-16")]
+)
 def test_it_reads_the_encodings_of_spreadsheets(codec, said):
     table = read("text\nCafé “Zoë”\n".encode(codec), "a.csv")
     assert (table.encoding, table.columns, table.inputs()) == (said, ("text",), ["Café “Zoë”"])
@@ -80,7 +82,7 @@ def test_a_jsonl_file_gives_its_fields_or_its_lines():
         (b'a,b\n"1,2\n', "a.csv", "cannot be read as CSV"),
         (b'{"a": 1}\n{"a": \n', "a.jsonl", "Line 2 is not JSON"),
         (b"[" * 100_000, "a.jsonl", "nests too deep"),
-        ("text".encode("utf-16"), "a.csv", "control characters"),
+        (b"text\x01\x02", "a.csv", "control characters"),
         (b"PK\x03\x04...", "a.xlsx", "Save the sheet as CSV"),
         (b"a" * (9 << 20), "a.csv", "8,388,608 at most"),
     ],

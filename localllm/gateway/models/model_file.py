@@ -8,6 +8,7 @@ from typing import Self
 from django.db import models
 
 from localllm.inference import model_file
+from localllm.inference.errors import ModelRefused
 from localllm.inference.model_file import Stamp
 
 
@@ -50,9 +51,19 @@ class ModelFile(models.Model):
         except OSError:
             return False
 
-    def check_file(self) -> bool:
-        """Read the whole file: is it still the one that was noted? Raises OSError when it cannot be read."""
-        return model_file.sha256(Path(self.path)) == self.sha256
+    def check_file(self) -> None:
+        """Read the whole file. Raises ModelRefused when it cannot be read, or is not the one that was noted."""
+        try:
+            is_sound = model_file.sha256(Path(self.path)) == self.sha256
+        except OSError as exc:
+            raise ModelRefused(
+                f"The file of {self} cannot be read: {exc.strerror}. Put it back, or roll back."
+            ) from exc
+        if not is_sound:
+            raise ModelRefused(
+                f"The file of {self} is not the one that was registered: its SHA-256 differs. If you replaced it, "
+                "load it again: it is tried out first. If not, it is damaged: roll back, or download it again."
+            )
 
     def _is_as_noted(self, stamp: Stamp) -> bool:
         known = (self.size_bytes, self.file_mtime_ns) == (stamp.size_bytes, stamp.mtime_ns)

@@ -34,7 +34,7 @@ class TrialQuerySet(models.QuerySet["Trial"]):
                 "which cannot be tried. Ask something with it first."
             )
         with transaction.atomic():
-            job = Job.objects.create(kind="trial", title=f"{version} tried", owner=owner, num_total=len(logged))
+            job = Job.objects.create(kind=Trial.KIND, title=f"{version} tried", owner=owner, num_total=len(logged))
             trial = self.create(job=job, version=version)
             TrialAnswer.objects.bulk_create(
                 TrialAnswer.of(trial, number, row) for number, row in enumerate(logged, start=1)
@@ -44,6 +44,8 @@ class TrialQuerySet(models.QuerySet["Trial"]):
 
 class Trial(models.Model):
     """The version that is tried. Its id is the job's."""
+
+    KIND = "trial"
 
     job = models.OneToOneField(Job, primary_key=True, on_delete=models.CASCADE, related_name="trial")
     version = models.ForeignKey(PromptTemplateVersion, on_delete=models.CASCADE, related_name="trials")

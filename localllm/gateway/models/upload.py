@@ -33,6 +33,7 @@ class Upload(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE)
     name = models.CharField(max_length=300, help_text="As the browser calls the file: a label, no path.")
     size_bytes = models.BigIntegerField()
+    modified_ms = models.BigIntegerField(default=0, help_text="When the file was last changed, as the browser says.")
     num_bytes = models.BigIntegerField(default=0, help_text="How many have come.")
     description = models.CharField(max_length=200, blank=True, help_text="What its header says, once that is here.")
     sha256 = models.CharField(max_length=64, blank=True, help_text="Once it is whole.")

@@ -11,14 +11,14 @@ from django.contrib import messages
 from django.contrib.auth.decorators import permission_required
 from django.contrib.auth.models import User
 from django.http import HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, redirect
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from localllm.gateway import database, downloads, jobs
 from localllm.gateway.models import Download, Job, LanguageModel
 from localllm.gateway.pages.forms import LoadingForm
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.inference.errors import HubError
 
 MAY_ADD = "gateway.add_languagemodel"
@@ -38,7 +38,7 @@ def index(request: Request) -> HttpResponse:
         "is_live": any(download.job.is_live for download in queue),
         "only_starter": LanguageModel.objects.filter(is_default=True, is_starter=True).exists(),
     }
-    return render(request, "models/_downloads.html" if request.htmx else "models/downloads.html", context)
+    return page_or_part(request, "models/downloads.html", context)
 
 
 @require_POST

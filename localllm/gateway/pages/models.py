@@ -24,7 +24,7 @@ from localllm.gateway import model_files, serving
 from localllm.gateway.models import FileVersion, LanguageModel, UsageLog
 from localllm.gateway.pages.account import Piece, account_of, bar, header_of
 from localllm.gateway.pages.model_form import ModelForm
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.gateway.presets import preset, presets
 from localllm.gateway.serving import Memory
 from localllm.inference.errors import InferenceError, ModelRefused
@@ -149,18 +149,11 @@ def measure(request: Request, name: str) -> HttpResponse:
 def check(request: Request, name: str) -> HttpResponse:
     model = _model(name)
     try:
-        is_sound = model.check_file()
-    except OSError as exc:
-        messages.error(request, f"The file of {model} cannot be read: {exc.strerror}. Put it back, or roll back.")
+        model.check_file()
+    except ModelRefused as exc:
+        messages.error(request, str(exc))
     else:
-        if is_sound:
-            messages.success(request, f"The file of {model} is the one that was registered, to the last byte.")
-        else:
-            messages.error(
-                request,
-                f"The file of {model} is not the one that was registered: its SHA-256 differs. If you replaced it, "
-                "load it again: it is tried out first. If not, it is damaged: roll back, or download it again.",
-            )
+        messages.success(request, f"The file of {model} is the one that was registered, to the last byte.")
     return _back(request, model)
 
 
@@ -228,7 +221,7 @@ def fit(request: Request, name: str) -> HttpResponse:
 def delete(request: Request, name: str) -> HttpResponse:
     model = _model(name)
     if request.method == "GET":
-        return render(request, "models/_delete.html" if request.htmx else "models/delete.html", {"model": model})
+        return page_or_part(request, "models/delete.html", {"model": model})
     try:
         async_to_sync(model_files.remove)(model)
     except InferenceError as exc:

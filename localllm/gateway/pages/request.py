@@ -1,9 +1,12 @@
-"""What a view behind the login is asked with."""
+"""What a view behind the login is asked with, and how it answers htmx."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.auth.models import User
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django_htmx.middleware import HtmxDetails
 
 
@@ -12,6 +15,11 @@ class Request(HttpRequest):
 
     htmx: HtmxDetails
     user: User
+
+
+def page_or_part(request: Request, page: str, context: dict[str, Any]) -> HttpResponse:
+    """`folder/name.html`; for htmx only what lies within it, `folder/_name.html`."""
+    return render(request, page.replace("/", "/_") if request.htmx else page, context)
 
 
 def unix_lines(text: str) -> str:

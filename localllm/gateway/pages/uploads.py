@@ -15,6 +15,7 @@ from localllm.gateway import own_files, uploads
 from localllm.gateway.models import Upload
 from localllm.gateway.pages.downloads import may_add_models
 from localllm.gateway.pages.request import Request
+from localllm.inference.chunked_file import WrongOffset
 from localllm.inference.errors import InferenceError
 
 NUM_SHOWN = 20
@@ -39,14 +40,20 @@ def index(request: Request) -> HttpResponse:
 @require_POST
 @may_add_models
 def begin(request: Request) -> HttpResponse:
-    size = request.POST.get("size", "")
-    if not size.isdecimal() or not 0 < int(size) < 1 << 53:
+    size, modified_ms = _number(request, "size"), _number(request, "modified")
+    if not size:
         return _problem("The size of the file is missing. Choose a file that is not empty.", 400)
     try:
-        upload = uploads.begin(request.user, request.POST.get("name", ""), int(size))
+        upload = uploads.begin(request.user, request.POST.get("name", ""), size, modified_ms)
     except InferenceError as exc:
         return _problem(str(exc), 400)
     return _account(upload)
+
+
+def _number(request: Request, name: str) -> int:
+    """As JavaScript has it; 0 for what is none."""
+    text = request.POST.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 17 and int(text) < 1 << 53 else 0
 
 
 @require_POST
@@ -57,7 +64,7 @@ def chunk(request: Request, upload_id: UUID) -> HttpResponse:
     offset = request.GET.get("offset", "")
     try:
         uploads.receive(upload, int(offset) if offset.isdecimal() else -1, request.body)
-    except uploads.WrongOffset as exc:
+    except WrongOffset as exc:
         return _problem(str(exc), 409, num_bytes=exc.num_bytes)
     except InferenceError as exc:
         return _problem(str(exc), 422)

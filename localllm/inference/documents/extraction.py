@@ -39,6 +39,10 @@ BOMS = (
     (BOM_UTF16_LE, "utf-16"),
     (BOM_UTF16_BE, "utf-16"),
 )
+ENCODINGS = {
+    **{"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "cp1252": "Latin-1"},
+    **{"utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16", "utf-32": "UTF-32"},
+}
 PROGRAMS = (b"MZ", b"\x7fELF", b"\xca\xfe\xba\xbe", b"\xcf\xfa\xed\xfe")
 OLD_OFFICE = b"\xd0\xcf\x11\xe0"  # also what a docx with a password is wrapped in
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
@@ -91,7 +95,7 @@ def _plain(data: bytes, name: str) -> Extract:
         raise DocumentRefused(
             "This is an Office file of the old kind, or one with a password. Save it as .docx or .pdf without one."
         )
-    text = decode(data)
+    text, _ = decode(data)
     num_controls = len(CONTROLS.findall(text))
     if num_controls > MAX_CONTROLS * len(text):
         raise DocumentRefused(
@@ -102,15 +106,15 @@ def _plain(data: bytes, name: str) -> Extract:
     return Extract(text=_clean(CONTROLS.sub("", text)), media_type=MEDIA_TYPES.get(suffix, "text/plain"), notes=notes)
 
 
-def decode(data: bytes) -> str:
-    """UTF-8, UTF-16 or UTF-32 by its mark or by where its zeros are, else Latin-1 as Windows has it."""
+def decode(data: bytes) -> tuple[str, str]:
+    """The text, and how it is encoded: UTF-8, UTF-16 or UTF-32 by its mark or by where its zeros are, else Latin-1."""
     codec = next((codec for mark, codec in BOMS if data.startswith(mark)), None) or _utf16_without_mark(data)
-    for each in filter(None, (codec, "utf-8", "cp1252")):
+    for each in filter(None, (codec, "utf-8", "cp1252")):  # Latin-1 as Windows has it
         try:
-            return data.decode(each)
+            return data.decode(each), ENCODINGS[each]
         except UnicodeDecodeError:
             continue
-    return data.decode("latin-1")
+    return data.decode("latin-1"), "Latin-1"
 
 
 def _utf16_without_mark(data: bytes) -> str | None:

@@ -32,9 +32,11 @@ class Passage(msgspec.Struct, frozen=True):
 def choose(documents: Sequence[str], question: str, max_chars: int) -> list[Passage]:
     """What says most about `question`, in the order of reading, `max_chars` together at most.
 
-    Where no word of the question occurs, the passages at the beginning.
+    Where no word of the question occurs, the passages at the beginning. With little room they are cut smaller.
     """
-    passages = [Passage(number, start, end) for number, text in enumerate(documents) for start, end in spans(text)]
+    passages = [
+        Passage(number, start, end) for number, text in enumerate(documents) for start, end in spans(text, max_chars)
+    ]
     texts = [documents[each.document][each.start : each.end] for each in passages]
     chosen: list[int] = []
     num_chars = 0
@@ -59,42 +61,42 @@ def _ranked(texts: Sequence[str], question: str) -> list[int]:
         return [place for (place,) in rows]
 
 
-def spans(text: str) -> list[tuple[int, int]]:
+def spans(text: str, most_chars: int = MAX_CHARS) -> list[tuple[int, int]]:
     """Where the passages of `text` begin and end, in order. Between them there is nothing but white space."""
     joined: list[tuple[int, int]] = []
-    for start, end in _units(text):
+    for start, end in _units(text, min(most_chars, MAX_CHARS)):
         if not text[start:end].strip():
             continue
-        if joined and end - joined[-1][0] <= TARGET_CHARS:
+        if joined and end - joined[-1][0] <= min(most_chars, TARGET_CHARS):
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))
     return joined
 
 
-def _units(text: str) -> Iterator[tuple[int, int]]:
+def _units(text: str, most_chars: int) -> Iterator[tuple[int, int]]:
     """Paragraphs; of a long one its sentences; of a long sentence pieces between words."""
     for start, end in _paragraphs(text):
-        if end - start <= MAX_CHARS:
+        if end - start <= most_chars:
             yield start, end
             continue
         for sentence in sentences(text[start:end]):
-            yield from _pieces(text, start, start + len(sentence.rstrip()))
+            yield from _pieces(text, start, start + len(sentence.rstrip()), most_chars)
             start += len(sentence)
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     for match in PARAGRAPH_END.finditer(text):
-        yield start, match.start()
+        yield start, start + len(text[start : match.start()].rstrip())
         start = match.end()
-    yield start, len(text)
+    yield start, start + len(text[start:].rstrip())
 
 
-def _pieces(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    while end - start > MAX_CHARS:
-        blank = text.rfind(" ", start + MAX_CHARS // 2, start + MAX_CHARS)
-        cut = blank if blank > 0 else start + MAX_CHARS
+def _pieces(text: str, start: int, end: int, most_chars: int) -> Iterator[tuple[int, int]]:
+    while end - start > most_chars:
+        blank = text.rfind(" ", start + most_chars // 2, start + most_chars)
+        cut = blank if blank > 0 else start + most_chars
         yield start, cut
         start = cut + (blank > 0)
     yield start, end

@@ -13,9 +13,11 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from localllm.inference.engine.host import PROJECT, child_environment
 
@@ -96,6 +98,19 @@ def how_it_ended(code: int) -> str:
 
 
 # The child.
+
+
+def speaker() -> Callable[[msgspec.Struct], None]:
+    """How to tell the parent a line. llama.cpp may print what it likes: only this writes to the real stdout."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+
+    def tell(line: msgspec.Struct) -> None:
+        data = msgspec.json.encode(line) + b"\n"
+        while data:
+            data = data[os.write(stdout, data) :]
+
+    return tell
 
 
 def limit_memory() -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from localllm.inference.engine.chat_template import ChatTemplate
-from localllm.inference.engine.child import Child, how_it_ended, limit_memory, lower
+from localllm.inference.engine.child import Child, how_it_ended, limit_memory, lower, speaker
 from localllm.inference.engine.gguf import Header, parts, read_header
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
@@ -160,13 +160,7 @@ _CONVERSATIONS = (
 
 
 def _main(path: Path, settings: EngineSettings, parent_pid: int) -> None:
-    # llama.cpp may print what it likes: only this function writes to the real stdout.
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-
-    def tell(line: _Line) -> None:
-        os.write(stdout, msgspec.json.encode(line) + b"\n")
-
+    tell = speaker()
     limit_memory()
     try:
         tell(_examine(path, settings, parent_pid, tell))

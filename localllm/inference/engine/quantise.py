@@ -20,7 +20,7 @@ from typing import Any, get_args
 import msgspec
 
 from localllm.inference.amounts import size
-from localllm.inference.engine.child import Child, how_it_ended, limit_memory
+from localllm.inference.engine.child import Child, how_it_ended, limit_memory, speaker
 from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.errors import ModelRefused
 from localllm.inference.shapes import Quantisation
@@ -121,13 +121,7 @@ def _check_room(target: Path, size_bytes: int) -> None:
 
 
 def _main(source: Path, target: Path, recipe: Quantisation, parent_pid: int) -> None:
-    # llama.cpp may print what it likes: only this function writes to the real stdout.
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-
-    def tell(line: _Line) -> None:
-        os.write(stdout, msgspec.json.encode(line) + b"\n")
-
+    tell = speaker()
     limit_memory()
     try:
         check(read_header(source), recipe)

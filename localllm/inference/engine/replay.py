@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localllm.inference.engine.chat_template import ChatTemplate
-from localllm.inference.engine.child import Child, how_it_ended, limit_memory
+from localllm.inference.engine.child import Child, how_it_ended, limit_memory, speaker
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
@@ -155,15 +155,7 @@ _Tell = Callable[[_Line], None]
 
 
 def _main(parent_pid: int) -> None:
-    # llama.cpp may print what it likes: only this function writes to the real stdout.
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-
-    def tell(line: _Line) -> None:
-        data = msgspec.json.encode(line) + b"\n"
-        while data:
-            data = data[os.write(stdout, data) :]
-
+    tell = speaker()
     # Not at the top: the web process imports this file and must not carry llama.cpp.
     from localllm.inference.engine.runner import Runner, spell
     from localllm.inference.engine.worker import die_with_parent

@@ -15,7 +15,7 @@ from localllm.gateway.models import Job, Trial
 from localllm.gateway.models.prompt_template import PromptTemplateError
 from localllm.gateway.pages.prompts import rows
 from localllm.gateway.pages.prompts.forms import TrialForm
-from localllm.gateway.pages.request import Request
+from localllm.gateway.pages.request import Request, page_or_part
 from localllm.inference.side_by_side import side_by_side
 
 PER_PAGE = 10
@@ -41,8 +41,7 @@ def new(request: Request, template_id: UUID) -> HttpResponse:
 @require_GET
 def show(request: Request, trial_id: UUID) -> HttpResponse:
     """The whole page, or for htmx what changes while it runs."""
-    page = "prompts/_trial.html" if request.htmx else "prompts/trial.html"
-    return render(request, page, _context(request, _own(request, trial_id)))
+    return page_or_part(request, "prompts/trial.html", _context(request, _own(request, trial_id)))
 
 
 @require_POST

@@ -16,7 +16,7 @@ from localllm.gateway.models import LanguageModel, PromptTemplate, Trial
 from localllm.gateway.models.prompt_template import CHOICES, USE_CASES, PromptTemplateError
 from localllm.gateway.pages.prompts import rows
 from localllm.gateway.pages.prompts.forms import PromptTemplateForm
-from localllm.gateway.pages.request import Request, unix_lines
+from localllm.gateway.pages.request import Request, page_or_part, unix_lines
 from localllm.gateway.providers import local
 from localllm.inference.errors import InferenceError
 from localllm.inference.prompt_template import Template, TemplateError
@@ -184,8 +184,7 @@ def make_current(request: Request, template_id: UUID) -> HttpResponse:
 def delete(request: Request, template_id: UUID) -> HttpResponse:
     template = rows.find_to_change(request, template_id)
     if request.method == "GET":
-        page = "prompts/_delete.html" if request.htmx else "prompts/delete.html"
-        return render(request, page, {"template": template})
+        return page_or_part(request, "prompts/delete.html", {"template": template})
     try:
         template.discard()
     except PromptTemplateError as exc:

@@ -1,8 +1,7 @@
-"""The admin's view of models, keys and usage. Changing a model here is as strong as running code on this machine."""
+"""Models and the versions of their files. Changing one here is as strong as running code on this machine."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,40 +9,20 @@ from typing import Any
 from asgiref.sync import async_to_sync
 from django import forms
 from django.contrib import admin, messages
-from django.contrib.auth.models import Group
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 
-from localllm.gateway import downloads, jobs, model_files, own_files, serving
-from localllm.gateway.models import (
-    ApiKey,
-    Download,
-    Feedback,
-    FileVersion,
-    LanguageModel,
-    PromptTemplate,
-    PromptTemplateVersion,
-    UsageLog,
-)
+from localllm.gateway import model_files, own_files, serving
+from localllm.gateway.models import FileVersion, LanguageModel
 from localllm.gateway.models.language_model import ModelError
-from localllm.gateway.models.usage import unpack_ids
-from localllm.gateway.pages.downloads import MAY_ADD
 from localllm.gateway.pages.model_form import ModelForm
 from localllm.gateway.registration import register
 from localllm.inference import amounts
 from localllm.inference.errors import InferenceError, ModelRefused
-
-admin.site.site_header = "LocalLLM"
-admin.site.site_title = "LocalLLM admin"
-admin.site.index_title = "Administration"
-admin.site.site_url = "/"
-admin.site.unregister(Group)
 
 
 class RegisterForm(forms.Form):
@@ -203,19 +182,11 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def check_files(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
         for model in models:
             try:
-                is_sound = model.check_file()
-            except OSError as exc:
-                self.message_user(request, f"The file of {model} cannot be read: {exc}.", messages.ERROR)
-                continue
-            if is_sound:
-                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
+                model.check_file()
+            except ModelRefused as exc:
+                self.message_user(request, str(exc), messages.ERROR)
             else:
-                self.message_user(
-                    request,
-                    f"The file of {model} is not the one that was registered: its SHA-256 is another. Put the old "
-                    "one back, or register it again.",
-                    messages.ERROR,
-                )
+                self.message_user(request, f"The file of {model} is the one that was registered.", messages.SUCCESS)
 
     @admin.action(description="Enable", permissions=["change"])
     def enable(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
@@ -291,202 +262,3 @@ class FileVersionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 self.message_user(request, str(exc), messages.ERROR)
             else:
                 self.message_user(request, f"{file} is no version of {file.model} any more.", messages.SUCCESS)
-
-
-@admin.register(Download)
-class DownloadAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """What was asked of the hub. Whoever may add models may pause, resume and cancel."""
-
-    list_display = ("name", "repo", "state", "progress", "user", "model", "created_at")
-    list_filter = ("job__state", "user")
-    search_fields = ("name", "repo", "sha256", "user__username")
-    list_select_related = ("job", "user", "model")
-    actions = ("pause", "resume", "cancel")
-    fields = ("name", "repo", "commit", "sha256", "state", "progress", "delay", "error", "user", "model", "created_at")
-    readonly_fields = fields
-
-    @admin.display(ordering="job__state")
-    def state(self, download: Download) -> str:
-        return download.job.state
-
-    @admin.display
-    def progress(self, download: Download) -> str:
-        return f"{amounts.size(download.num_bytes)} of {amounts.size(download.size_bytes)}"
-
-    @admin.display
-    def error(self, download: Download) -> str:
-        return download.job.error
-
-    @admin.display(ordering="job__created_at")
-    def created_at(self, download: Download) -> datetime:
-        return download.job.created_at
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False  # a download begins with a question to the hub, on the page of its repository
-
-    def has_delete_permission(self, request: HttpRequest, obj: Download | None = None) -> bool:
-        return False  # to cancel it removes its bytes, too
-
-    def has_manage_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm(MAY_ADD)
-
-    @admin.action(description="Pause", permissions=["manage"])
-    def pause(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
-        self._report(request, "paused", sum(download.job.pause() for download in chosen))
-
-    @admin.action(description="Resume, or try again", permissions=["manage"])
-    def resume(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
-        self._report(request, "resumed", sum(download.job.resume() for download in chosen))
-
-    @admin.action(description="Cancel, and delete what came so far", permissions=["manage"])
-    def cancel(self, request: HttpRequest, chosen: QuerySet[Download]) -> None:
-        self._report(request, "cancelled", sum(async_to_sync(downloads.cancel)(download) for download in chosen))
-
-    def _report(self, request: HttpRequest, done: str, number: int) -> None:
-        jobs.runner.wake()
-        self.message_user(request, f"{number} {done}.", messages.SUCCESS if number else messages.WARNING)
-
-
-@admin.register(UsageLog)
-class UsageLogAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = (
-        "created_at", "source", "user", "model_name", "prompt_tokens", "reused_tokens", "completion_tokens",
-        "queue_ms", "ttft_ms", "duration_ms", "speed", "finish_reason", "feedback", "page",
-    )  # fmt: skip
-    list_filter = ("source", "finish_reason", "model_name", "created_at", "user")
-    search_fields = ("=id", "=conversation_id", "user__username", "model_name", "error", "model_sha256")
-    date_hierarchy = "created_at"
-    list_select_related = ("user",)
-    exclude = ("messages", "prompt_ids", "output_ids")
-    show_full_result_count = False
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[UsageLog]:
-        rows: QuerySet[UsageLog] = super().get_queryset(request)
-        given = Feedback.objects.filter(message_id=OuterRef("message_id"))
-        return rows.annotate(feedback_value=Subquery(given.values("value")[:1]))
-
-    @admin.display(description="feedback", ordering="feedback_value")
-    def feedback(self, row: Any) -> str:
-        return {Feedback.UP: "👍", Feedback.DOWN: "👎"}.get(row.feedback_value, "–")
-
-    @admin.display(description="tokens/s")
-    def speed(self, row: UsageLog) -> str:
-        return f"{row.tokens_per_second:.1f}" if row.tokens_per_second else "–"
-
-    @admin.display(description="page")
-    def page(self, row: UsageLog) -> SafeString:
-        return format_html('<a href="{}">Text and replay</a>', row.get_absolute_url())
-
-    @admin.display(description="token ids")
-    def token_ids(self, row: UsageLog) -> str:
-        prompt, output = unpack_ids(bytes(row.prompt_ids)), unpack_ids(bytes(row.output_ids))
-        return f"prompt {list(prompt)}, output {list(output)}"
-
-    def get_readonly_fields(self, request: HttpRequest, obj: UsageLog | None = None) -> list[str]:
-        names = [field.name for field in self.opts.fields if field.name not in self.exclude]
-        return [*names, "speed", "token_ids", "feedback", "page"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: UsageLog | None = None) -> bool:
-        return False
-
-
-@admin.register(Feedback)
-class FeedbackAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("created_at", "user", "value", "note", "message_id")
-    list_filter = ("value", "created_at", "user")
-    search_fields = ("=message_id", "=conversation_id", "note", "user__username")
-    list_select_related = ("user",)
-    date_hierarchy = "created_at"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Feedback | None = None) -> bool:
-        return False
-
-
-class PromptTemplateVersionInline(admin.StackedInline):  # type: ignore[type-arg]
-    model = PromptTemplateVersion
-    fk_name = "template"
-    fields = readonly_fields = ("number", "created_by", "created_at", "note", "text")
-    extra = 0
-
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
-@admin.register(PromptTemplate)
-class PromptTemplateAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """To be read, and to find the pages where prompts are written, tried and taken back."""
-
-    list_display = ("name", "family", "use_case", "current", "is_shipped", "deleted_at")
-    list_filter = ("use_case", "family", "is_shipped")
-    search_fields = ("name", "family", "description", "versions__text")
-    list_select_related = ("current__template",)
-    inlines = (PromptTemplateVersionInline,)
-
-    def view_on_site(self, template: PromptTemplate) -> str:
-        return template.get_absolute_url()
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: PromptTemplate | None = None) -> bool:
-        return False
-
-
-@admin.register(ApiKey)
-class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("name", "user", "prefix", "created_at", "last_used_at", "revoked_at")
-    list_filter = ("revoked_at", "user")
-    search_fields = ("name", "prefix", "user__username")
-    list_select_related = ("user",)
-    actions = ("revoke",)
-
-    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
-        return ("name", "user", "prefix", "created_at", "last_used_at", "revoked_at") if obj else ("name", "user")
-
-    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
-        return ("user", "prefix", "created_at", "last_used_at", "revoked_at") if obj else ()
-
-    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
-
-    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
-        if change:
-            super().save_model(request, obj, form, change)
-            return
-        issued, request.issued_key = ApiKey.objects.issue(obj.user, obj.name)  # type: ignore[attr-defined]
-        obj.__dict__.update(issued.__dict__)
-
-    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
-        """The key itself, this once. Not as a message: those travel in a cookie."""
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "title": f"Key “{obj.name}”",
-            "key": request.issued_key,  # type: ignore[attr-defined]
-        }
-        return TemplateResponse(request, "admin/gateway/apikey/issued.html", context)
-
-    @admin.action(description="Revoke", permissions=["change"])
-    def revoke(self, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:
-        usable = list(keys.filter(revoked_at=None))
-        for key in usable:
-            key.revoke()
-        self.message_user(request, f"{len(usable)} revoked: they stop working at once.", messages.SUCCESS)
