@@ -16,6 +16,7 @@ from typing import Any
 
 from localllm.gateway import database
 from localllm.gateway.models import LanguageModel
+from localllm.gateway.models.language_model import ModelError
 from localllm.gateway.providers import local
 from localllm.gateway.registration import register
 from localllm.inference.errors import InferenceError, ModelRefused, NoRoom, ProviderError
@@ -109,9 +110,10 @@ async def unload(model: LanguageModel) -> None:
     await local.unload(model.local())
 
 
-async def cancel_load(model: LanguageModel) -> bool:
-    """Stop loading it; requests that wait for it fail with a sentence. False when it is not being loaded."""
-    return await local.cancel_load(model.local())
+async def cancel_load(model: LanguageModel) -> None:
+    """Stop loading it; requests that wait for it fail with a sentence. Raises ModelError when it is not loading."""
+    if not await local.cancel_load(model.local()):
+        raise ModelError(f"{model} is not being loaded: it is ready already, or was stopped. Unload it if it shall go.")
 
 
 async def make_default(model: LanguageModel) -> None:

@@ -185,7 +185,7 @@ class TestRows:
     ) -> None:
         hub.files = {"model.gguf": b"no model"}
         row = await until_over(await downloads.request(REPO, "model.gguf"))
-        assert "instead of b'GGUF'" in row.job.error
+        assert "instead of “GGUF”" in row.job.error
         await downloads.cancel(row)
         assert list((home / "models").glob("*.gguf")) == []
 

@@ -134,7 +134,7 @@ class TestRepository:
     @pytest.mark.parametrize(
         ("query", "words"),
         [
-            ({"file": "mmproj-F16.gguf"}, "instead of b&#x27;GGUF&#x27;"),
+            ({"file": "mmproj-F16.gguf"}, "instead of “GGUF”"),
             ({"file": "nothing.gguf"}, "has no GGUF file named"),
             ({"repo": "../../etc"}, "write it as owner/name"),
             ({"n_ctx": "-1"}, "Context window: Ensure this value is greater"),

@@ -218,6 +218,10 @@ def test_an_api_client_gets_the_stop_strings_of_the_model_unless_it_says_otherwi
     assert asked.to_request(model, "user:1").params.stop == stop
 
 
+def test_what_is_not_loading_is_not_said_to_be_cancelled(admin_client: Client, model: LanguageModel) -> None:
+    assert "Second is not being loaded" in do(admin_client, "cancel-load", model)
+
+
 # Files
 
 

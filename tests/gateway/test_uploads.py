@@ -116,7 +116,7 @@ def test_a_chunk_that_does_not_follow_is_told_where_to_go_on(browser: Client) ->
 def test_what_is_no_model_is_refused_with_its_first_bytes(browser: Client, home: Path) -> None:
     upload = begin(browser, bytes(CHUNK * 3))
     response: Any = chunk(browser, upload, 0, bytes(CHUNK))
-    assert response.status_code == 422 and "instead of b'GGUF'" in response.json()["error"]
+    assert response.status_code == 422 and "instead of “GGUF”" in response.json()["error"]
     assert not list((home / "models").iterdir())
     assert browser.get(reverse("models:upload-status", args=[upload["id"]])).json()["state"] == "failed"
 

@@ -120,8 +120,9 @@ def test_it_knows_the_sizes_of_all_tensor_types_that_ggml_has() -> None:
 
 CRAFTED = {
     "empty": (b"", "is empty"),
-    "web page": (b"<!DOCTYPE html>" * 100, "begins with b'<!DO' instead of b'GGUF'"),
-    "bad magic": (build(magic=b"GGML"), "instead of b'GGUF'"),
+    "web page": (b"<!DOCTYPE html>" * 100, "begins with “<!DO” instead of “GGUF”"),
+    "bad magic": (build(magic=b"GGML"), "begins with “GGML” instead of “GGUF”"),
+    "no text": (b"\x80\x02}q" * 100, "begins with the bytes 80 02 7d 71 instead of “GGUF”"),
     "only the magic": (b"GGUF", "ends in the middle of its header"),
     "big-endian": (build(version=0x03000000), "big-endian"),
     "version 1": (build(version=1), "version is 1"),

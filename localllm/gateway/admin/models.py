@@ -155,8 +155,13 @@ class LanguageModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     @admin.action(description="Stop loading", permissions=["load"])
     def cancel_load(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:
-        cancelled = [model for model in models if async_to_sync(serving.cancel_load)(model)]
-        self.message_user(request, f"{len(cancelled)} stopped.", messages.SUCCESS)
+        for model in models:
+            try:
+                async_to_sync(serving.cancel_load)(model)
+            except InferenceError as exc:
+                self.message_user(request, str(exc), messages.ERROR)
+            else:
+                self.message_user(request, f"Loading {model} was cancelled.", messages.SUCCESS)
 
     @admin.action(description="Measure memory and speed", permissions=["load"])
     def measure(self, request: HttpRequest, models: QuerySet[LanguageModel]) -> None:

@@ -64,7 +64,7 @@ class Card:
             case "loading":
                 return f"Loading, {self.serving.fraction:.0%}"
             case "waiting":
-                return "Waiting for memory that another model is about to leave"
+                return "Waiting for room in memory"
             case "restarting":
                 return "Starting again"
             case "ending":

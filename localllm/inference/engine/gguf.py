@@ -366,7 +366,8 @@ class _Parser:
         magic = self._take(4)
         if magic != MAGIC:
             self._refuse(
-                f"it is no GGUF file: it begins with {magic!r} instead of {MAGIC!r}", "Give a model in the GGUF format"
+                f"it is no GGUF file: it begins with {_spelled(magic)} instead of {_spelled(MAGIC)}",
+                "Give a model in the GGUF format",
             )
         self._check_version(self._u32())
         num_tensors, num_keys = self._u64(), self._u64()
@@ -691,6 +692,11 @@ class _Parser:
 
     def _refuse(self, reason: str, way_out: str = "Download it again, or from another source") -> NoReturn:
         raise ModelRefused(f"{self._path.name} cannot be used: {reason}. {way_out}.")
+
+
+def _spelled(some: bytes) -> str:
+    """As characters where they are some, else as numbers."""
+    return f"“{some.decode()}”" if some.isascii() and some.decode().isprintable() else f"the bytes {some.hex(' ')}"
 
 
 def _plain(text: str) -> str:
