@@ -166,6 +166,14 @@ async def test_unloading_lets_the_answer_end_first(provider, models):
     await until(lambda: provider.state(models[0]).state == "stopped")
 
 
+async def test_to_count_tokens_keeps_no_model_that_is_to_go(provider, models):
+    async with answering(provider, models[0]):
+        await provider.unload(models[0])
+        assert await provider.count_texts(models[0], ["How long is this?"])
+        assert provider.state(models[0]).state == "ending"
+    await until(lambda: provider.state(models[0]).state == "stopped")
+
+
 async def test_a_model_that_is_asked_again_before_it_ended_stays(provider, models):
     async with answering(provider, models[0]):
         await provider.unload(models[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -163,19 +163,19 @@ class LlamaCpp:
                     yield event
 
     async def count(self, model: LocalModel, messages: tuple[Message, ...]) -> int:
-        with self._using(model) as worker:
+        with self._asking(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.count(messages)
 
     async def count_texts(self, model: LocalModel, texts: Sequence[str]) -> list[int]:
         """Exact number of tokens of each text by itself."""
-        with self._using(model) as worker:
+        with self._asking(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.count_texts(texts)
 
     async def info(self, model: LocalModel) -> ModelInfo:
         """What the model turned out to be; loads it if need be."""
-        with self._using(model) as worker:
+        with self._asking(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.wait_until_ready()
 
@@ -190,7 +190,7 @@ class LlamaCpp:
 
     async def preview(self, model: LocalModel, messages: tuple[Message, ...]) -> tuple[str, int]:
         """What the model would see of these messages, and how many tokens that is."""
-        with self._using(model) as worker:
+        with self._asking(model) as worker:
             await asyncio.shield(worker.started)
             return await worker.host.preview(messages)
 
@@ -294,16 +294,18 @@ class LlamaCpp:
     # The life of a worker
 
     @contextmanager
-    def _using(self, model: LocalModel, *, is_request: bool = True) -> Iterator[_Worker]:
+    def _using(self, model: LocalModel, *, is_request: bool = True, revives: bool = True) -> Iterator[_Worker]:
         """The worker of `model`, which is kept while the block runs. From the main thread's event loop only.
 
-        With a request it takes over from older workers of the model, which end.
+        With a request it takes over from older workers of the model, which end. One that is on its way out stays,
+        if use of it `revives` it.
         """
         worker = self._workers.get(model)
         if worker is None or worker.state == "refused":  # the file may have been mended
             worker = self._begin(model)
         worker.model = model  # its name and keep-alive may be other ones now
-        worker.is_retired = worker.is_retired and any(not other.is_retired for other in self._others(worker))
+        if revives:
+            worker.is_retired = worker.is_retired and any(not other.is_retired for other in self._others(worker))
         if is_request and not worker.is_retired:
             self._retire_soon(self._others(worker))
         worker.num_users += 1
@@ -320,6 +322,10 @@ class LlamaCpp:
             worker.last_used_at = time.time()
             if not worker.is_busy:
                 self._rest(worker)
+
+    def _asking(self, model: LocalModel) -> AbstractContextManager[_Worker]:
+        """To ask about a text is no reason to keep a model that is to go."""
+        return self._using(model, is_request=False, revives=False)
 
     def _begin(self, model: LocalModel) -> _Worker:
         loop = asyncio.get_running_loop()
