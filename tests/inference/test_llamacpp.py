@@ -169,8 +169,10 @@ async def test_unloading_lets_the_answer_end_first(provider, models):
 async def test_to_count_tokens_keeps_no_model_that_is_to_go(provider, models):
     async with answering(provider, models[0]):
         await provider.unload(models[0])
-        assert await provider.count_texts(models[0], ["How long is this?"])
+        counted = asyncio.create_task(provider.count_texts(models[0], ["How long is this?"]))
+        await asyncio.sleep(0)
         assert provider.state(models[0]).state == "ending"
+    assert await counted
     await until(lambda: provider.state(models[0]).state == "stopped")
 
 
