@@ -66,6 +66,7 @@ class Engine:
                 self._test(self._tell_speed)
             self.step()
             self._flush()
+            self._spinning.observe()
 
     def run_until_idle(self) -> None:
         """Compute until nobody waits or runs; for whoever owns the thread."""
@@ -186,7 +187,6 @@ class Engine:
         self.step_started_at = started = time.monotonic()
         samples = self._runner.run(slices)
         self.step_started_at = None
-        self._spinning.observe()
         num_tokens = sum(piece.count for piece in slices)
         if num_tokens >= MIN_PREFILL_TOKENS:
             self._prefill_rate = num_tokens / (time.monotonic() - started)
