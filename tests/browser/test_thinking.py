@@ -27,8 +27,7 @@ def site(tmp_path_factory):
     """Its model begins every answer with reasoning; the schema ends that."""
     folder = tmp_path_factory.mktemp("thinking")
     model = thinking_starter(folder / "thinking.gguf")
-    nobody = {"DJANGO_SUPERUSER_USERNAME": "", "DJANGO_SUPERUSER_PASSWORD": ""}
-    with Site(folder / "home", LOCALLLM_MODEL=str(model), **nobody) as site:
+    with Site(folder / "home", LOCALLLM_MODEL=str(model)) as site:
         yield site
 
 
