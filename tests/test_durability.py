@@ -79,9 +79,8 @@ def wait_until_all_have_ended(server: Server) -> None:
 
 def prepared(home: Path, **options: str) -> Server:
     server = Server(home, **options)
-    with server:
-        pass
-    with closing(sqlite3.connect(home / "localllm.sqlite3")) as database, database:
+    server.prepare()
+    with closing(sqlite3.connect(server.database)) as database, database:
         database.execute(LONG_REPLIES)
     return server
 

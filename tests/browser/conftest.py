@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser_client import Browser
 from tests.server import Server
@@ -18,6 +18,8 @@ SHOTS = PROJECT / "var/build/screenshots"
 NAME, PASSWORD = "maya", "a-long-password-7"
 # Every token is as likely as any other; with this seed the one that ends the answer does not come.
 RAMBLING = "UPDATE chat_conversation SET temperature = 99, top_p = 1, top_k = 0, min_p = 0, max_tokens = 700, seed = 1"
+
+expect.set_options(timeout=20_000)  # a page may wait for its turn on a busy machine
 
 
 class Site(Server):
