@@ -128,14 +128,14 @@ class Server:
         (pid,) = self.worker_pids
         os.kill(pid, number)
 
-    def prepare(self) -> None:
+    def make_home(self) -> None:
         """Make a data directory that has been used."""
         shutil.copytree(used_home(), self.home, ignore=shutil.ignore_patterns("*.log"), dirs_exist_ok=True)
 
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""
         if not self.is_new and not self.database.exists():
-            self.prepare()
+            self.make_home()
         self.home.mkdir(parents=True, exist_ok=True)
         already_said = len(self.log)
         with self._log.open("ab") as log:
