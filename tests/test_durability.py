@@ -153,7 +153,7 @@ async def killed_while_answering(server: Server, chat: str, **frame: object) -> 
         async with asyncio.timeout(60):
             while not (found := query(server.home, STARTED, cid)):
                 server.run_for_a_moment()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
         await asyncio.to_thread(server.kill)
     return str(uuid.UUID(found[0][0]))
 
