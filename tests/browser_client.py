@@ -37,9 +37,9 @@ class Browser:
 
     def open(self, path: str, **fields: str) -> Any:
         """Post a form; returns the response, to be read and closed."""
-        if "csrftoken" not in self._cookie_values:
+        if "csrftoken" not in self.cookies:
             self.get("/login/")
-        data = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": self._cookie_values["csrftoken"]}).encode()
+        data = urllib.parse.urlencode({**fields, "csrfmiddlewaretoken": self.cookies["csrftoken"]}).encode()
         request = urllib.request.Request(self.url + path, data, {"Origin": self.url})
         return self._opener.open(request, timeout=30)
 
@@ -54,7 +54,7 @@ class Browser:
         return path
 
     @property
-    def _cookie_values(self) -> dict[str, str]:
+    def cookies(self) -> dict[str, str]:
         return {cookie.name: cookie.value or "" for cookie in self._cookies}
 
     def new_chat(self, text: str, cid: str = "") -> str:
@@ -65,7 +65,7 @@ class Browser:
         return found[1]
 
     async def connect(self, conversation_id: str) -> ClientConnection:
-        cookie = "; ".join(f"{name}={value}" for name, value in self._cookie_values.items())
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         return await connect(
             f"{self.url.replace('http', 'ws', 1)}/ws/chat/{conversation_id}/",
             additional_headers={"Cookie": cookie, "Origin": self.url},

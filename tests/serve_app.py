@@ -147,6 +147,7 @@ SOCKETS = {"/flood": flood_socket, "/echo": echo, "/deaf": deaf}
 
 
 async def slow_view(request: HttpRequest) -> HttpResponse:
+    events.append("slow view begun")
     try:
         await asyncio.sleep(1000)
     except asyncio.CancelledError:
@@ -157,6 +158,7 @@ async def slow_view(request: HttpRequest) -> HttpResponse:
 
 async def streaming_view(request: HttpRequest) -> StreamingHttpResponse:
     async def ticks() -> AsyncIterator[str]:
+        events.append("streaming view begun")
         try:
             yield "data: first\n\n"
             await asyncio.sleep(1000)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +27,7 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
 NO_HUB = "http://127.0.0.1:9"  # nobody listens there: tests ask no public hub
 MOMENT_S = 0.01
+MEASURED = "SELECT 1 FROM gateway_languagemodel WHERE measured_at IS NOT NULL"
 
 
 def collect_static() -> None:
@@ -33,19 +38,33 @@ def collect_static() -> None:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it running."""
-    with Server(tmp_path_factory.mktemp("home")) as running:
+    with Server(tmp_path_factory.mktemp("home"), is_new=True) as running:
         yield running
+
+
+@cache
+def used_home() -> Path:
+    """A data directory whose database is made, and whose starter model is tried out and measured; without an account.
+
+    Servers of tests begin on a copy of it: each would make the same first, which takes longer than most tests.
+    """
+    server = Server(Path(os.environ["LOCALLLM_HOME"]) / "used-home", is_new=True, DJANGO_SUPERUSER_USERNAME="")
+    with server:
+        server._wait(server.has_measured_starter)
+    return server.home
 
 
 class Server:
     """One life after another of a server on `home`: start, stop or kill, start again on the same port.
 
     An admin `ADMIN` with `PASSWORD` is there unless `environment` names another, or none ("").
+    The first start finds a data directory that has been used, unless `is_new`.
     """
 
-    def __init__(self, home: Path, *, program: str = "manage.py", **environment: str) -> None:
+    def __init__(self, home: Path, *, program: str = "manage.py", is_new: bool = False, **environment: str) -> None:
         self.home = home
         self.program = program
+        self.is_new = is_new
         self.port = 0  # chosen by the first start
         self.environment = {
             "DJANGO_SUPERUSER_USERNAME": ADMIN,
@@ -66,6 +85,14 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def database(self) -> Path:
+        return self.home / "localllm.sqlite3"
+
+    def has_measured_starter(self) -> bool:
+        with closing(sqlite3.connect(self.database)) as database:
+            return database.execute(MEASURED).fetchone() is not None
 
     @property
     def log(self) -> str:
@@ -101,8 +128,14 @@ class Server:
         (pid,) = self.worker_pids
         os.kill(pid, number)
 
+    def make_home(self) -> None:
+        """Make a data directory that has been used."""
+        shutil.copytree(used_home(), self.home, ignore=shutil.ignore_patterns("*.log"), dirs_exist_ok=True)
+
     def start(self, *, until_ready: bool = True) -> None:
         """Start, and wait for /health to say ready, or only for the port to be open."""
+        if not self.is_new and not self.database.exists():
+            self.make_home()
         self.home.mkdir(parents=True, exist_ok=True)
         already_said = len(self.log)
         with self._log.open("ab") as log:

@@ -79,9 +79,8 @@ def wait_until_all_have_ended(server: Server) -> None:
 
 def prepared(home: Path, **options: str) -> Server:
     server = Server(home, **options)
-    with server:
-        pass
-    with closing(sqlite3.connect(home / "localllm.sqlite3")) as database, database:
+    server.make_home()
+    with closing(sqlite3.connect(server.database)) as database, database:
         database.execute(LONG_REPLIES)
     return server
 
@@ -149,10 +148,12 @@ async def killed_while_answering(server: Server, chat: str, **frame: object) -> 
     """Ask, wait for the first words, and kill the server; the id of the reply."""
     browser, cid = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD), uuid.uuid4().hex
     async with await browser.connect(chat) as socket:
+        server.pause()
         await socket.send(json.dumps({"type": "send", "cid": cid, "text": "When was town number 42 founded?", **frame}))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (found := query(server.home, STARTED, cid)):
-                await asyncio.sleep(0.01)
+                server.run_for_a_moment()
+                await asyncio.sleep(0)
         await asyncio.to_thread(server.kill)
     return str(uuid.UUID(found[0][0]))
 

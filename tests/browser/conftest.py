@@ -4,10 +4,12 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from tests.browser_client import Browser
 from tests.server import Server
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -17,22 +19,28 @@ NAME, PASSWORD = "maya", "a-long-password-7"
 # Every token is as likely as any other; with this seed the one that ends the answer does not come.
 RAMBLING = "UPDATE chat_conversation SET temperature = 99, top_p = 1, top_k = 0, min_p = 0, max_tokens = 700, seed = 1"
 
+expect.set_options(timeout=20_000)  # a page may wait for its turn on a busy machine
+
 
 class Site(Server):
-    """A server without an account yet."""
+    """A server with one account, that of `NAME`."""
+
+    def __init__(self, home: Path, **options: Any) -> None:
+        account = {"DJANGO_SUPERUSER_USERNAME": NAME, "DJANGO_SUPERUSER_PASSWORD": PASSWORD}
+        super().__init__(home, **account | options)
 
     def make_chats_ramble(self) -> None:
-        with closing(sqlite3.connect(self.home / "localllm.sqlite3")) as database, database:
+        with closing(sqlite3.connect(self.database)) as database, database:
             database.execute(RAMBLING)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    with Site(tmp_path_factory.mktemp("home"), DJANGO_SUPERUSER_USERNAME="", DJANGO_SUPERUSER_PASSWORD="") as site:
+    with Site(tmp_path_factory.mktemp("home")) as site:
         yield site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     if not CHROMIUM.exists() and not os.environ.get("CI"):
         pytest.skip("needs Chromium: apt install chromium")
@@ -44,19 +52,10 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def cookies(browser, site):
-    """The first-run page has made the admin."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(site.url)
-    page.screenshot(path=SHOTS / "first-run.png")
-    page.get_by_label("Username").fill(NAME)
-    page.locator("[name=password1]").fill(PASSWORD)
-    page.locator("[name=password2]").fill(PASSWORD)
-    page.locator("button[type=submit]").click()
-    expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
-    yield context.storage_state()
-    context.close()
+def cookies(site):
+    """Those of somebody who has signed in."""
+    signed_in = Browser(site.url, NAME, PASSWORD)
+    return [{"name": name, "value": value, "url": site.url} for name, value in signed_in.cookies.items()]
 
 
 @pytest.fixture
@@ -72,7 +71,8 @@ def open_page(browser, site, cookies, complaints):
     contexts = []
 
     def open_page(**options) -> Page:
-        context = browser.new_context(storage_state=cookies, **options)
+        context = browser.new_context(**options)
+        context.add_cookies(cookies)
         contexts.append(context)
         context.on("console", lambda m: m.type in ("error", "warning") and complaints.append(m.text))
         context.on("weberror", lambda e: complaints.append(str(e.error)))

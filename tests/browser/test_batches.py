@@ -18,7 +18,7 @@ REVIEWS = "who;review\n" + "".join(f'Maya {n};"It was fine; really."\n' for n in
 
 
 @pytest.fixture(scope="module", autouse=True)
-def schema(site, cookies):
+def schema(site):
     done = site.manage("shell", "-v0", "-c", MAKE % (NAME, json.dumps(MOOD)))
     assert done.returncode == 0, done.stderr
 

@@ -35,6 +35,23 @@ def wait_for_text(page, more_than=0, between=lambda: None):
     raise AssertionError(f"The answer did not grow over {more_than} characters.")
 
 
+def settled(page):
+    """What is written once the last of it has come; the engine must stand still."""
+    before, now = None, written(page)
+    while now != before:
+        page.wait_for_timeout(300)
+        before, now = now, written(page)
+    return now
+
+
+def wait_until_written(page, texts):
+    for _ in range(300):
+        if written(page) == texts:
+            return
+        page.wait_for_timeout(60)
+    assert written(page) == texts
+
+
 def begin_long_answer(page, site):
     """A chat whose second answer has begun, and stands still."""
     send(page, "Hello")
@@ -67,11 +84,9 @@ def test_it_shows_the_text_as_it_is_written(page, site):
 
 def test_it_goes_on_after_a_reload_with_nothing_lost_or_doubled(page, site):
     begin_long_answer(page, site)
-    page.wait_for_timeout(300)
-    before = written(page)
+    before = settled(page)
     page.reload()
-    page.wait_for_timeout(300)
-    assert written(page) == before
+    wait_until_written(page, before)
     expect(page.locator("[data-live]")).to_have_count(1)
     wait_for_text(page, more_than=len("".join(before)), between=site.run_for_a_moment)
     site.go_on()
@@ -83,8 +98,7 @@ def test_it_shows_the_same_stream_in_a_second_tab(page, site):
     second = page.context.new_page()
     second.goto(page.url)
     wait_for_text(second, more_than=len("".join(written(page))), between=site.run_for_a_moment)
-    page.wait_for_timeout(300)
-    assert written(second) == written(page)
+    wait_until_written(second, settled(page))
     site.go_on()
     wait_until_answered(page)
     wait_until_answered(second)

@@ -28,7 +28,7 @@ SENTENCE = "Extract name and city as JSON: Maya Lindgren lives in Uppsala."
 
 
 @pytest.fixture(scope="module", autouse=True)
-def schemas(site, cookies):
+def schemas(site):
     done = site.manage("shell", "-c", MAKE % NAME)
     assert done.returncode == 0, done.stderr
 

@@ -10,13 +10,21 @@ from tests.browser.test_attachments import pick
 from tests.browser.test_chat import send, wait_until_answered
 from tests.chat.test_context_plan import FERRY
 
+NUM_CHATS = 10  # one for each test
+
+
+@pytest.fixture(scope="module")
+def chats(site):
+    """Of six questions and answers each."""
+    make = f"for _ in range({NUM_CHATS}): print(ferry('{NAME}', num_pairs=6))"
+    done = site.manage("shell", "-v0", "-c", FERRY + make)
+    assert done.returncode == 0, done.stderr
+    return iter(done.stdout.split())
+
 
 @pytest.fixture
-def ferry(page, site):
-    """A page on a chat of six questions and answers."""
-    done = site.manage("shell", "-v0", "-c", FERRY + f"print(ferry('{NAME}', num_pairs=6))")
-    assert done.returncode == 0, done.stderr
-    page.goto(f"{site.url}/chat/{done.stdout.strip()}/")
+def ferry(page, site, chats):
+    page.goto(f"{site.url}/chat/{next(chats)}/")
     expect(page.locator("#ledger")).to_contain_text("of 1024 tokens")
     return page
 

@@ -28,8 +28,7 @@ def files(edition):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, hub):
-    nobody = {"DJANGO_SUPERUSER_USERNAME": "", "DJANGO_SUPERUSER_PASSWORD": ""}
-    with Site(tmp_path_factory.mktemp("home"), HF_ENDPOINT=hub.url, **nobody) as site:
+    with Site(tmp_path_factory.mktemp("home"), HF_ENDPOINT=hub.url) as site:
         yield site
 
 

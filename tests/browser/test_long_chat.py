@@ -19,7 +19,7 @@ print(json.dumps([str(chat.pk), str(ids[700])]))
 
 
 @pytest.fixture(scope="module")
-def chat(site, cookies):
+def chat(site):
     done = site.manage("shell", "-v0", "-c", MAKE % NAME)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -8,15 +8,22 @@ import signal
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.conftest import SHOTS
+from tests.browser.conftest import SHOTS, Site
 from tests.browser.test_chat import answers, begin_long_answer, wait_until_answered
 from tests.server import ROOT
 
 STARTER = ROOT / "localllm/gateway/data/starter.gguf"
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """One that has measured nothing yet."""
+    with Site(tmp_path_factory.mktemp("home"), is_new=True) as site:
+        yield site
+
+
 @pytest.fixture(scope="module", autouse=True)
-def second(site, cookies):
+def second(site):
     for name in ("second", "third"):
         path = site.home / f"{name}.gguf"
         shutil.copy(STARTER, path)

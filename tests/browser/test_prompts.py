@@ -16,7 +16,7 @@ for name, text in made:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def prompts(site, cookies):
+def prompts(site):
     done = site.manage("shell", "-c", MAKE)
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,8 @@ schema = Schema.objects.create(owner=owner, slug=Schema.objects.free_slug("kind"
 schema.add_version(text='{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}',
                    max_tokens=900, temperature=9.0)
 wild = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 1}
-print(Conversation.objects.create(owner=owner, schema=schema, **wild).pk)
+for _ in range(2):
+    print(Conversation.objects.create(owner=owner, schema=schema, **wild).pk)
 """
 
 
@@ -27,17 +28,22 @@ def site(tmp_path_factory):
     """Its model begins every answer with reasoning; the schema ends that."""
     folder = tmp_path_factory.mktemp("thinking")
     model = thinking_starter(folder / "thinking.gguf")
-    nobody = {"DJANGO_SUPERUSER_USERNAME": "", "DJANGO_SUPERUSER_PASSWORD": ""}
-    with Site(folder / "home", LOCALLLM_MODEL=str(model), **nobody) as site:
+    with Site(folder / "home", LOCALLLM_MODEL=str(model)) as site:
         yield site
 
 
-@pytest.fixture
-def page(site, open_page):
+@pytest.fixture(scope="module")
+def chats(site):
+    """One for each test."""
     done = site.manage("shell", "-v0", "-c", MAKE % NAME)
     assert done.returncode == 0, done.stderr
+    return iter(done.stdout.split())
+
+
+@pytest.fixture
+def page(site, chats, open_page):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
-    page.goto(f"{site.url}/chat/{done.stdout.strip()}/")
+    page.goto(f"{site.url}/chat/{next(chats)}/")
     return page
 
 
@@ -68,7 +74,7 @@ def test_a_reload_in_the_middle_keeps_what_was_thought(page, site):
         site.run_for_a_moment()
         page.wait_for_timeout(60)
     page.reload()
-    expect(reasoning).to_have_text(re.compile(re.escape(before[:20])), timeout=5_000)
+    expect(reasoning).to_have_text(re.compile(re.escape(before[:20])))
     assert page.locator("[data-live]").count() == 1
     site.go_on()
     wait_until_answered(page)

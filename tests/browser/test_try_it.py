@@ -23,7 +23,7 @@ TEXT = "😀 Maya lives in Uppsala."
 
 
 @pytest.fixture(scope="module")
-def address(site, cookies):
+def address(site):
     done = site.manage("shell", "-v0", "-c", MAKE % NAME)
     assert done.returncode == 0, done.stderr
     return f"{site.url}/schemas/{done.stdout.strip()}/try/"

@@ -8,7 +8,7 @@ from openai import OpenAI
 from tests.server import Server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def key(server: Server) -> str:
     return server.make_key()
 

@@ -28,23 +28,27 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_who_finds_no_room_gets_503_with_the_holder_and_a_time(small: Server) -> None:
+@pytest.fixture(scope="module")
+def api(small: Server) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{small.url}/v1", api_key=small.make_key(), max_retries=0, timeout=60) as api:
-        stream = api.chat.completions.create(
-            model="starter", messages=MESSAGES, stream=True, max_tokens=700, temperature=2, seed=1
-        )  # type: ignore[call-overload]
-        next(stream)
-        small.pause()
-        with pytest.raises(openai.InternalServerError, match=r"starter .* is in use") as caught:
-            api.chat.completions.create(model="other", messages=MESSAGES)  # type: ignore[arg-type]
-        assert (caught.value.status_code, caught.value.code) == (503, "insufficient_memory")
-        assert int(caught.value.response.headers["Retry-After"]) > 0
-        small.go_on()
-        stream.close()
+        yield api
 
 
-def test_an_idle_model_makes_room_for_the_next(small: Server) -> None:
-    with openai.OpenAI(base_url=f"{small.url}/v1", api_key=small.make_key("second"), max_retries=0, timeout=60) as api:
-        for model in ("starter", "other", "starter"):
-            answer = api.chat.completions.create(model=model, messages=MESSAGES, max_tokens=5)  # type: ignore[arg-type]
-            assert answer.model == model and len(small.worker_pids) == 1
+def test_who_finds_no_room_gets_503_with_the_holder_and_a_time(small: Server, api: openai.OpenAI) -> None:
+    stream = api.chat.completions.create(
+        model="starter", messages=MESSAGES, stream=True, max_tokens=700, temperature=2, seed=1
+    )  # type: ignore[call-overload]
+    next(stream)
+    small.pause()
+    with pytest.raises(openai.InternalServerError, match=r"starter .* is in use") as caught:
+        api.chat.completions.create(model="other", messages=MESSAGES)  # type: ignore[arg-type]
+    assert (caught.value.status_code, caught.value.code) == (503, "insufficient_memory")
+    assert int(caught.value.response.headers["Retry-After"]) > 0
+    small.go_on()
+    stream.close()
+
+
+def test_an_idle_model_makes_room_for_the_next(small: Server, api: openai.OpenAI) -> None:
+    for model in ("starter", "other", "starter"):
+        answer = api.chat.completions.create(model=model, messages=MESSAGES, max_tokens=5)  # type: ignore[arg-type]
+        assert answer.model == model and len(small.worker_pids) == 1

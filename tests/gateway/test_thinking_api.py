@@ -22,7 +22,7 @@ def thinking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def api(thinking_server: Server) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{thinking_server.url}/v1", api_key=thinking_server.make_key(), max_retries=0) as api:
         yield api

@@ -85,12 +85,12 @@ async def test_a_dead_worker_is_reported_and_replaced(host, kill):
 
 
 async def test_a_stopped_worker_is_killed_and_replaced(host, monkeypatch):
-    monkeypatch.setattr(host_module, "SILENCE_LIMIT_S", 1.0)
-    monkeypatch.setattr(host_module, "PING_EVERY_S", 0.2)
-    pid = host.pid
-    os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(EngineDied, match="has not answered"):
-        await answer(host, ask("Who are you?"))
+    with monkeypatch.context() as impatient:
+        impatient.setattr(host_module, "SILENCE_LIMIT_S", 1.0)
+        impatient.setattr(host_module, "PING_EVERY_S", 0.2)
+        os.kill(host.pid, signal.SIGSTOP)
+        with pytest.raises(EngineDied, match="has not answered"):
+            await answer(host, ask("Who are you?"))
     assert await answer(host, ask("Who are you?"))
 
 

@@ -1,0 +1,16 @@
+"""The first page of a new installation, which makes the account of its admin."""
+
+from playwright.sync_api import expect
+
+from tests.browser.conftest import NAME, PASSWORD, SHOTS, Site
+
+
+def test_the_first_account_is_made_on_the_first_page(browser, tmp_path):
+    with Site(tmp_path / "home", DJANGO_SUPERUSER_USERNAME="") as site, browser.new_page() as page:
+        page.goto(site.url)
+        page.screenshot(path=SHOTS / "first-run.png")
+        page.get_by_label("Username").fill(NAME)
+        page.locator("[name=password1]").fill(PASSWORD)
+        page.locator("[name=password2]").fill(PASSWORD)
+        page.locator("button[type=submit]").click()
+        expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
