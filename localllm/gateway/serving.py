@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +137,14 @@ async def change(model: LanguageModel, save: Callable[[], None] | None = None) -
     """Save a row with another file or other settings, without a gap: its new worker is loaded first.
 
     `save` is for who stores more than this row. Where both workers have no room, new requests wait until the old one
-    has ended. Raises ProviderError, and saves nothing, when it will not load.
+    has ended. Raises ProviderError, and saves nothing, when it will not load; ModelError when it was deleted meanwhile.
     """
     before = await database.read(LanguageModel.objects.get, pk=model.pk)
     is_swap = before.local() != model.local() and state(before).is_loaded
     if is_swap:
         await _load_if_room(model)
-    await database.write(save or model.save)
+    await database.write(save or partial(model.save_what_differs, before))
+    local.rename(before.name, model.name)
     if is_swap:
         _begin(model)
 

@@ -223,7 +223,18 @@ class LanguageModel(ModelFile):
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True
-            self.save(update_fields=["is_default"])
+            self.save_again(["is_default"])
+
+    def save_again(self, fields: Iterable[str]) -> None:
+        """Write these fields alone, for what others do meanwhile stays. Raises ModelError where the row is gone."""
+        values = {name: getattr(self, name) for name in fields}
+        if not LanguageModel.objects.filter(pk=self.pk).update(**values):
+            raise ModelError(f"{self} was deleted meanwhile.")
+
+    def save_what_differs(self, before: LanguageModel) -> None:
+        """But not whether it is the default: that is decided elsewhere. Raises ModelError where the row is gone."""
+        names = {field.name for field in self._meta.concrete_fields} - {"is_default"}
+        self.save_again(name for name in names if getattr(self, name) != getattr(before, name))
 
     @property
     def is_measured(self) -> bool:
