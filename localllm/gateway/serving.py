@@ -127,7 +127,7 @@ async def make_default(model: LanguageModel) -> None:
     model = await current(model)
     before = await database.read(LanguageModel.objects.filter(is_default=True).exclude(pk=model.pk).first)
     has_room = await _load_if_room(model)
-    await database.write(model.make_default)
+    await _write(model, model.make_default)
     if before and not (before.is_preloaded and has_room):
         await unload(before)
     _begin(model)
@@ -143,7 +143,7 @@ async def change(model: LanguageModel, save: Callable[[], None] | None = None) -
     is_swap = before.local() != model.local() and state(before).is_loaded
     if is_swap:
         await _load_if_room(model)
-    await database.write(save or partial(model.save_what_differs, before))
+    await _write(model, save or partial(model.save_what_differs, before))
     local.rename(before.name, model.name)
     if is_swap:
         _begin(model)
@@ -200,6 +200,15 @@ async def _preload(models: list[LanguageModel], say: Callable[[str], None]) -> N
             await _begin(await current(model))
         except InferenceError as exc:
             say(str(exc))
+
+
+async def _write(model: LanguageModel, save: Callable[[], None]) -> None:
+    """The worker that was loaded for it must not outlive a model that somebody deleted meanwhile."""
+    try:
+        await database.write(save)
+    except ModelError:
+        await unload(model)
+        raise
 
 
 async def _load_if_room(model: LanguageModel) -> bool:

@@ -165,6 +165,7 @@ async def test_a_model_that_was_deleted_while_its_settings_were_changed_does_not
     with pytest.raises(ModelError, match="was deleted meanwhile"):
         await changing
     assert not await database.read(LanguageModel.objects.filter(pk=model.pk).exists)
+    await until(lambda: serving.state(model).state == serving.state(row).state == "stopped")
 
 
 async def test_a_default_that_does_not_load_changes_nothing(models):
