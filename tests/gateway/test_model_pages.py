@@ -160,6 +160,13 @@ def test_settings_are_saved(admin_client: Client, model: LanguageModel) -> None:
     assert (model.n_ctx, model.kv_type, model.stop, model.note) == (512, "q8_0", ["END", "###"], "For drafts")
 
 
+def test_a_model_with_a_dot_in_its_name_is_set_up_like_any_other(admin_client: Client, tmp_path: Path) -> None:
+    model = a_model(tmp_path / "Qwen2.5-0.5B-Instruct-Q4_K_M.gguf", n_ctx=512)
+    assert model.name == "qwen2.5-0.5b-instruct-q4_k_m"
+    text = do(admin_client, "settings", model, **filled_in(model, temperature=0.2))
+    assert "qwen2.5-0.5b-instruct-q4_k_m was saved." in text
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -171,6 +178,8 @@ def test_settings_are_saved(admin_client: Client, model: LanguageModel) -> None:
         ({"stop": "a\nb\nc\nd\ne"}, "These are 5 strings; give at most 4"),
         ({"name": "default"}, "Choose another name."),
         ({"name": "main"}, "already exists."),
+        ({"name": ".."}, "Use letters without accents"),
+        ({"name": "a/b"}, "Use letters without accents"),
     ],
 )
 def test_impossible_settings_are_refused_with_a_sentence(
