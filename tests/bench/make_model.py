@@ -11,6 +11,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp as llama
 import numpy as np
@@ -60,13 +61,18 @@ SHAPES = {
 }
 
 
-def model(name: str) -> Path:
-    """The Q4_K_M model of that shape with Qwen2's vocabulary, made if need be."""
-    path = BUILD / f"qwen2-{name}-random-q4_k_m.gguf"
+def model(name: str, weights: Literal["q4_k_m", "f16"] = "q4_k_m") -> Path:
+    """The model of that shape with Qwen2's vocabulary, made if need be."""
+    path = BUILD / f"qwen2-{name}-random-{weights}.gguf"
     if not path.exists():
         print(f"Making {path.name}: a minute or two, once.", flush=True)
         BUILD.mkdir(parents=True, exist_ok=True)
-        make(path, SHAPES[name], peers.source() / "vendor/llama.cpp/models/ggml-vocab-qwen2.gguf")
+        vocabulary = peers.source() / "vendor/llama.cpp/models/ggml-vocab-qwen2.gguf"
+        if weights == "q4_k_m":
+            make(path, SHAPES[name], vocabulary)
+        else:
+            write(path.with_suffix(".partial"), SHAPES[name], vocabulary)
+            path.with_suffix(".partial").rename(path)
     return path
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from llama_cpp import CreateCompletionResponse, Llama
 
 from localllm.inference.engine.chat_template import ChatTemplate
 from localllm.inference.engine.settings import EngineSettings
-from tests.bench import peers, site
+from tests.bench import make_model, peers, site
 from tests.bench.doors import (
     SAMPLERS,
     SAMPLING,
@@ -75,18 +76,27 @@ async def api(plan: Plan) -> Report:
 
 
 async def lock(plan: Plan) -> Report:
-    """At the engine's door, against the way most Python programs serve: llama_cpp.Llama behind a lock."""
+    """At the engine's door, against the way most Python programs serve: llama_cpp.Llama behind a lock.
+
+    With weights in 16 bits too: there one stream waits for memory, and several share what it has read.
+    """
+    figures = await _against_lock(plan, plan.model, "")
+    return Report(figures + await _against_lock(plan, make_model.model(plan.shape, "f16"), ", weights in F16"))
+
+
+async def _against_lock(plan: Plan, model: Path, what: str) -> list[Figure]:
     settings = EngineSettings(n_ctx=WINDOW, num_slots=NUM_SLOTS)
-    llama = Llama(str(plan.model), n_ctx=WINDOW, n_batch=512, n_threads=plan.num_threads, verbose=False)
+    llama = Llama(str(model), n_ctx=WINDOW, n_batch=512, n_threads=plan.num_threads, verbose=False)
     figures = []
-    async with engine(plan.model, settings) as host:
+    async with engine(model, settings) as host:
         for num_streams in (n for n in plan.streams if n >= 4):
             ours = partial(throughput, EngineDoor(host), num_streams)
             locked = partial(_locked, llama, num_streams)
             here, there = await alternate(plan.pairs(3), ours, locked)
-            figures.append(Figure(_name(num_streams), "tokens/s", here, "locked Llama", there, Bound("≥", 2.3)))
+            name = _name(num_streams) + what
+            figures.append(Figure(name, "tokens/s", here, "locked Llama", there, Bound("≥", 2.3)))
     llama.close()
-    return Report(figures)
+    return figures
 
 
 def _server_command(plan: Plan) -> list[str]:
