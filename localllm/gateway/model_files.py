@@ -37,7 +37,7 @@ async def replace(model: LanguageModel, other: LanguageModel) -> None:
 
 def _take(model: LanguageModel, other: LanguageModel) -> None:
     with transaction.atomic():
-        model.become(model.take_over(other)).save()
+        model.become(model.take_over(other)).save_again(model.field_names())
 
 
 async def roll_back(model: LanguageModel, file: FileVersion) -> None:

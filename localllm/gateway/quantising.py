@@ -23,16 +23,21 @@ KIND = "quantise"
 
 
 async def request(model: LanguageModel, recipe: str) -> Job:
-    """Queue it; raises ModelRefused where it cannot be. The job is the machine's, which makes one at a time."""
+    """Queue it, or share the job that makes it already; raises ModelRefused where it cannot be made.
+
+    The job is the machine's, which makes one at a time.
+    """
     check(await asyncio.to_thread(read_header, Path(model.path)), recipe)
-    job = await database.write(
-        Job.objects.create,
-        kind=KIND,
-        title=f"{model} as {recipe}"[:300],
-        parameters={"model": model.pk, "recipe": recipe},
-    )
+    job = await database.write(_job, model, recipe)
     jobs.runner.wake()
     return job
+
+
+def _job(model: LanguageModel, recipe: str) -> Job:
+    same = Job.objects.filter(kind=KIND, parameters__model=model.pk, parameters__recipe=recipe)
+    return same.filter(state__in=Job.LIVE).first() or Job.objects.create(
+        kind=KIND, title=f"{model} as {recipe}"[:300], parameters={"model": model.pk, "recipe": recipe}
+    )
 
 
 async def run(job: Job) -> None:

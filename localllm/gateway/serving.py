@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ async def make_default(model: LanguageModel) -> None:
     model = await current(model)
     before = await database.read(LanguageModel.objects.filter(is_default=True).exclude(pk=model.pk).first)
     has_room = await _load_if_room(model)
-    await database.write(model.make_default)
+    await _write(model, model.make_default)
     if before and not (before.is_preloaded and has_room):
         await unload(before)
     _begin(model)
@@ -136,13 +137,14 @@ async def change(model: LanguageModel, save: Callable[[], None] | None = None) -
     """Save a row with another file or other settings, without a gap: its new worker is loaded first.
 
     `save` is for who stores more than this row. Where both workers have no room, new requests wait until the old one
-    has ended. Raises ProviderError, and saves nothing, when it will not load.
+    has ended. Raises ProviderError, and saves nothing, when it will not load; ModelError when it was deleted meanwhile.
     """
     before = await database.read(LanguageModel.objects.get, pk=model.pk)
     is_swap = before.local() != model.local() and state(before).is_loaded
     if is_swap:
         await _load_if_room(model)
-    await database.write(save or model.save)
+    await _write(model, save or partial(model.save_what_differs, before))
+    local.rename(before.name, model.name)
     if is_swap:
         _begin(model)
 
@@ -198,6 +200,15 @@ async def _preload(models: list[LanguageModel], say: Callable[[str], None]) -> N
             await _begin(await current(model))
         except InferenceError as exc:
             say(str(exc))
+
+
+async def _write(model: LanguageModel, save: Callable[[], None]) -> None:
+    """The worker that was loaded for it must not outlive a model that somebody deleted meanwhile."""
+    try:
+        await database.write(save)
+    except ModelError:
+        await unload(model)
+        raise
 
 
 async def _load_if_room(model: LanguageModel) -> bool:

@@ -208,7 +208,7 @@ function startChat() {
   function inWords({ stage, fraction, place, wait_s: wait }) {
     const percent = `${Math.round(fraction * 100)} %`;
     if (stage === "summary") return `Summarising the attached files ${percent}`;
-    if (stage === "loading") return `Loading model ${percent}`;
+    if (stage === "loading") return `Loading model${fraction > 0 && fraction < 1 ? ` ${percent}` : "…"}`;
     if (stage === "compression") return `Summarising older messages${fraction ? ` ${percent}` : "…"}`;
     if (stage === "prefill") return fraction < 1 ? `Reading the prompt ${percent}` : "";
     return `Place ${place} in the queue${wait ? `, about ${Math.ceil(wait)} s` : ""}`;

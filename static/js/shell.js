@@ -135,6 +135,14 @@ document.addEventListener("chats-changed", () => {
   byId("dialog").close();
   byId("chat-menu").hidePopover();
 });
-for (const failed of ["htmx:responseError", "htmx:sendError"]) {
-  document.addEventListener(failed, () => toast("That did not work. Is the server running?"));
-}
+document.addEventListener("htmx:sendError", () => toast("That did not work. Is the server running?"));
+document.addEventListener("htmx:responseError", (event) => {
+  const isGone = event.detail.xhr.status === 404;
+  toast(isGone ? "That is not there any more. Reload the page." : "That did not work. Reload the page, then try again.");
+});
+
+// A button is seen to work until the next page is here, for some verbs take a while.
+document.addEventListener("submit", (event) => {
+  if (!event.defaultPrevented) event.submitter?.setAttribute("aria-busy", "true");
+});
+addEventListener("pageshow", () => document.querySelector("button[aria-busy]")?.removeAttribute("aria-busy"));

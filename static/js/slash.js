@@ -8,6 +8,7 @@ const box = byId("composer-text");
 const list = byId("prompts");
 const prompts = list?.querySelector("[data-prompts]");
 let numFetches = 0;
+const ROOM_FOR_HINT = 280; // pixels: on a phone it would be cut off
 
 const options = () => [...list.querySelectorAll("[role=option]:not([hidden])")];
 const current = () => list.querySelector("[aria-selected=true]");
@@ -76,6 +77,7 @@ async function insert(form) {
 }
 
 if (box) {
+  if (box.clientWidth > ROOM_FOR_HINT) box.placeholder += ", or / for a prompt";
   box.addEventListener("input", look);
   box.addEventListener("blur", () => setTimeout(() => list.contains(document.activeElement) || close(), 150));
   // Before the keys mean anything else: Enter would send, and the arrow up would edit the last message.

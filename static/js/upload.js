@@ -5,58 +5,92 @@ const LONGEST_WAIT_S = 30;
 
 const form = document.querySelector("[data-upload]");
 const sending = document.querySelector("[data-sending]");
+const upload = form.querySelector("button");
+const progress = sending.querySelector("[data-progress]");
 const pause = sending.querySelector("[data-pause]");
+const cancel = sending.querySelector("[data-cancel]");
 const headers = JSON.parse(document.body.getAttribute("hx-headers"));
-let isPaused = false;
+let file = null; // what is being sent, or paused
+let id = ""; // of its upload, once the server knows it
+let wish = ""; // "pause" or "cancel": heard between two chunks
 
 class Refused extends Error {}
 
-form.addEventListener("submit", async (event) => {
+form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const file = form.querySelector("input").files[0];
-  const button = form.querySelector("button");
-  button.disabled = true;
-  isPaused = false;
-  try {
-    await send(file);
-  } catch (error) {
-    say(error.message, true);
-  }
-  button.disabled = false;
-  pause.hidden = true;
+  file = form.querySelector("input").files[0];
+  begin();
 });
 
 pause.addEventListener("click", () => {
-  isPaused = true;
+  if (upload.disabled) wish = "pause";
+  else begin();
 });
 
-async function send(file) {
-  show(file, 0);
-  const told = { name: file.name, size: file.size, modified: file.lastModified };
-  const upload = await ask(form.action, new URLSearchParams(told));
-  const address = `${form.action}${upload.id}/chunk/`;
-  const size = Number(form.dataset.chunkBytes);
-  document.getElementById(`upload-${upload.id}`)?.remove(); // while it is sent it is shown above
-  let offset = upload.num_bytes;
-  while (offset < file.size && !isPaused) {
-    show(file, offset);
-    const answer = await ask(`${address}?offset=${offset}`, file.slice(offset, offset + size));
-    offset = answer.num_bytes;
+cancel.addEventListener("click", () => {
+  if (upload.disabled) wish = "cancel";
+  else discard();
+});
+
+document.addEventListener("htmx:afterSwap", hideRow);
+
+async function begin() {
+  upload.disabled = true;
+  wish = id = "";
+  try {
+    await send();
+  } catch (error) {
+    say(error.message, true);
+    progress.hidden = true;
   }
-  show(file, offset);
-  if (!isPaused) sending.hidden = true;
-  else say("Paused. To go on, press Upload again.");
-  refresh();
+  upload.disabled = false;
 }
 
-/* The answer to a POST; a server that is not there is asked again. 409 says where to go on. */
+async function send() {
+  pause.textContent = "Pause";
+  say("");
+  show(0);
+  const told = { name: file.name, size: file.size, modified: file.lastModified };
+  const known = await ask(form.action, new URLSearchParams(told));
+  id = known.id ?? "";
+  hideRow();
+  let offset = known.num_bytes ?? 0;
+  const size = Number(form.dataset.chunkBytes);
+  while (offset < file.size && !wish) {
+    show(offset);
+    const answer = await ask(`${form.action}${id}/chunk/?offset=${offset}`, file.slice(offset, offset + size));
+    offset = answer.num_bytes ?? offset;
+  }
+  show(offset);
+  if (wish === "cancel") return discard();
+  if (offset < file.size) {
+    say("Paused.");
+    pause.textContent = "Go on";
+    return;
+  }
+  sending.hidden = true;
+  refresh("GET");
+}
+
+function discard() {
+  sending.hidden = true;
+  if (id) refresh("POST", `${form.action}${id}/cancel/`);
+}
+
+/* While it is sent it is shown above the list, and not in it. */
+function hideRow() {
+  if (!sending.hidden) document.getElementById(`upload-${id}`)?.remove();
+}
+
+/* The answer to a POST; a server that is not there is asked again, until there is a wish: then {}.
+   409 says where to go on. */
 async function ask(address, body) {
   for (let wait = 1; ; wait = Math.min(2 * wait, LONGEST_WAIT_S)) {
     const response = await fetch(address, { method: "POST", headers, body, redirect: "manual" }).catch(() => null);
     if (response && response.status < 500) return read(response);
     say(`The server cannot be reached. Trying again in ${wait} s.`);
     await new Promise((resolve) => setTimeout(resolve, 1000 * wait));
-    if (isPaused) throw new Refused("Paused. To go on, press Upload again.");
+    if (wish) return {};
   }
 }
 
@@ -69,8 +103,8 @@ async function read(response) {
   return body;
 }
 
-function show(file, offset) {
-  sending.hidden = pause.hidden = false;
+function show(offset) {
+  sending.hidden = progress.hidden = false;
   sending.querySelector("[data-name]").textContent = file.name;
   sending.querySelector("progress").value = offset / file.size;
   sending.querySelector("[data-count]").textContent = `${amount(offset)} of ${amount(file.size)}`;
@@ -83,10 +117,13 @@ function say(text, isProblem = false) {
   said.classList.toggle("problem", isProblem);
 }
 
+/* As amounts.size() of the server has it. */
 function amount(bytes) {
-  return bytes >= 1e9 ? `${(bytes / 1e9).toFixed(2)} GB` : `${(bytes / 1e6).toFixed(1)} MB`;
+  if (bytes >= 999.5e6) return `${(bytes / 1e9).toFixed(1)} GB`;
+  if (bytes >= 10e6) return `${(bytes / 1e6).toFixed(0)} MB`;
+  return bytes >= 0.1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e3).toFixed(0)} kB`;
 }
 
-function refresh() {
-  htmx.ajax("GET", document.getElementById("uploads").dataset.list, { target: "#uploads", swap: "outerHTML" });
+function refresh(verb, address = document.getElementById("uploads").dataset.list) {
+  htmx.ajax(verb, address, { target: "#uploads", swap: "outerHTML" });
 }

@@ -205,6 +205,7 @@ def test_it_is_dark_when_asked_and_stays_so(page):
 
 def test_it_fits_a_phone(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    expect(page.get_by_placeholder("Write a message", exact=True)).to_be_visible()  # its hint would take two lines
     send(page, "What can you do?")
     wait_until_answered(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360

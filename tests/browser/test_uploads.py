@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import SHOTS, Site
-from tests.gguf_files import starter_with
+from tests.gguf_files import STARTER, starter_with
 
 
 @pytest.fixture
@@ -49,6 +49,23 @@ def test_it_goes_on_after_a_reload(uploads: Page, tmp_path: Path, complaints: li
     expect(uploads.get_by_role("link", name="again")).to_be_visible(timeout=60_000)
     assert len(offsets) == 1 and offsets[0].endswith("offset=2097152")
     complaints.clear()  # of the request that was cut
+
+
+def test_it_is_paused_goes_on_and_is_cancelled(uploads: Page, tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    path.write_bytes(STARTER.read_bytes() + bytes(40_000_000))
+    card = uploads.locator("[data-sending]")
+    uploads.route("**/chunk/?offset=*", lambda route: (uploads.wait_for_timeout(100), route.continue_()))
+    choose(uploads, path)
+    card.get_by_role("button", name="Pause").click()
+    expect(card).to_contain_text("Paused.")
+    expect(uploads.locator("#uploads")).not_to_contain_text("large.gguf")
+    card.get_by_role("button", name="Go on").click()
+    expect(card.get_by_role("button", name="Pause")).to_be_visible()
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_be_hidden()
+    uploads.reload()
+    expect(uploads.get_by_text("large.gguf")).to_have_count(0)
 
 
 def test_what_is_no_model_is_refused_in_words(uploads: Page, tmp_path: Path, complaints: list[str]) -> None:

@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.contrib.auth.models import Permission, User
-from django.test import Client
+from django.contrib.messages import get_messages
+from django.contrib.messages.storage.fallback import FallbackStorage
+from django.test import Client, RequestFactory
 from django.urls import reverse
 
 from chat.models import Conversation
+from localllm.gateway import database
 from localllm.gateway.api.chat_request import ChatCompletionBody
 from localllm.gateway.downloads import store
 from localllm.gateway.models import LanguageModel, UsageLog
 from localllm.gateway.models.model_file import model_file
+from localllm.gateway.pages import models
 from localllm.gateway.pages.model_form import ModelForm
 from localllm.gateway.presets import presets
 
@@ -109,6 +113,11 @@ def test_the_window_is_what_the_model_was_trained_on_at_most(reader: Client, mod
     assert "1,024 tokens for each conversation (set: 4,096), trained on 1,024" in text and "im_start" in text
 
 
+def test_the_list_shows_that_window_too(reader: Client, model: LanguageModel) -> None:
+    assert model.n_ctx == 4096
+    assert reader.get(reverse("models:index")).content.decode().count("1,024 tokens × 4") == 2
+
+
 def test_a_file_that_is_gone_is_said_and_the_page_still_shown(reader: Client, model: LanguageModel) -> None:
     Path(model.path).unlink()
     assert "cannot be read" in page(reader, "show", model)
@@ -151,6 +160,13 @@ def test_settings_are_saved(admin_client: Client, model: LanguageModel) -> None:
     assert (model.n_ctx, model.kv_type, model.stop, model.note) == (512, "q8_0", ["END", "###"], "For drafts")
 
 
+def test_a_model_with_a_dot_in_its_name_is_set_up_like_any_other(admin_client: Client, tmp_path: Path) -> None:
+    model = a_model(tmp_path / "Qwen2.5-0.5B-Instruct-Q4_K_M.gguf", n_ctx=512)
+    assert model.name == "qwen2.5-0.5b-instruct-q4_k_m"
+    text = do(admin_client, "settings", model, **filled_in(model, temperature=0.2))
+    assert "qwen2.5-0.5b-instruct-q4_k_m was saved." in text
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -162,6 +178,8 @@ def test_settings_are_saved(admin_client: Client, model: LanguageModel) -> None:
         ({"stop": "a\nb\nc\nd\ne"}, "These are 5 strings; give at most 4"),
         ({"name": "default"}, "Choose another name."),
         ({"name": "main"}, "already exists."),
+        ({"name": ".."}, "Use letters without accents"),
+        ({"name": "a/b"}, "Use letters without accents"),
     ],
 )
 def test_impossible_settings_are_refused_with_a_sentence(
@@ -216,6 +234,18 @@ def test_an_api_client_gets_the_stop_strings_of_the_model_unless_it_says_otherwi
     model.stop = ["END"]
     asked = ChatCompletionBody.model_validate({"messages": [{"role": "user", "content": "Hello"}], **body})
     assert asked.to_request(model, "user:1").params.stop == stop
+
+
+def test_a_model_that_is_deleted_under_a_verb_is_said_to_be_gone(rf: RequestFactory, model: LanguageModel) -> None:
+    async def somebody_deletes_it(model: LanguageModel) -> None:
+        await database.write(LanguageModel.objects.filter(pk=model.pk).delete)
+
+    request = rf.post("/")
+    request.session = {}  # type: ignore[assignment]
+    request._messages = FallbackStorage(request)  # type: ignore[attr-defined]
+    response = models._do(request, model.name, somebody_deletes_it, "{} is loading.")  # type: ignore[arg-type]
+    assert response["Location"] == reverse("models:index")
+    assert [str(message) for message in get_messages(request)] == ["Second was deleted meanwhile."]
 
 
 def test_what_is_not_loading_is_not_said_to_be_cancelled(admin_client: Client, model: LanguageModel) -> None:

@@ -91,6 +91,12 @@ async def test_one_that_was_interrupted_begins_anew(runner: JobRunner, model: La
     await again.drain(5)
 
 
+async def test_who_asks_for_the_same_again_shares_the_job(model: LanguageModel) -> None:
+    first = await quantising.request(model, "Q4_K_M")
+    assert await quantising.request(model, "Q4_K_M") == first
+    assert await quantising.request(model, "Q5_K_M") != first
+
+
 async def test_what_cannot_be_made_is_refused_at_once(model: LanguageModel) -> None:
     with pytest.raises(ModelRefused, match="cannot be made into “Q8_0”"):
         await quantising.request(model, "Q8_0")

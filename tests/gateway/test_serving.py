@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from localllm.gateway import completions, database, providers, serving
 from localllm.gateway.models import LanguageModel, UsageLog
+from localllm.gateway.models.language_model import ModelError
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.errors import ModelRefused, ProviderError
 from localllm.inference.memory import account
@@ -55,6 +56,13 @@ async def default():
 
 async def fresh(model):
     return await database.read(LanguageModel.objects.get, pk=model.pk)
+
+
+async def loaded(model):
+    """Its row."""
+    await serving.load(model)
+    await until(lambda: serving.state(model).state == "ready")
+    return await fresh(model)
 
 
 async def until(is_so):
@@ -121,6 +129,43 @@ async def test_another_file_of_a_model_answers_while_four_chats_end_on_the_old_o
         assert isinstance((await ask(await fresh(model)))[-1], Finished)
         assert providers.local.state(old).state == "ending" and serving.state(row).state == "ready"
     await until(lambda: providers.local.state(old).state == "stopped")
+
+
+async def test_a_model_with_a_new_name_is_unloaded_by_it(models):
+    row = await loaded(models[0])
+    row.name = "renamed"
+    await serving.change(row)
+    await serving.unload(await fresh(row))
+    await until(lambda: serving.state(row).state == "stopped")
+
+
+async def test_a_model_with_a_new_name_and_other_settings_leaves_no_worker_behind(models):
+    row = await loaded(models[0])
+    row.name, row.n_ctx = "renamed", 512
+    await serving.change(row)
+    await until(lambda: serving.state(row).state == "ready" and serving.state(models[0]).state == "stopped")
+
+
+async def test_other_settings_leave_alone_what_somebody_else_changed_meanwhile(models):
+    old, new = models
+    row = await fresh(old)
+    row.n_ctx = 512
+    await database.write(new.make_default)
+    await serving.change(row)
+    assert await default() == new and (await fresh(old)).n_ctx == 512
+
+
+async def test_a_model_that_was_deleted_while_its_settings_were_changed_does_not_come_back(models):
+    _, model = models
+    row = await loaded(model)
+    row.n_ctx = 512
+    changing = asyncio.create_task(serving.change(row))
+    await until(lambda: serving.state(row).state == "loading")
+    await database.write(LanguageModel.objects.filter(pk=model.pk).delete)
+    with pytest.raises(ModelError, match="was deleted meanwhile"):
+        await changing
+    assert not await database.read(LanguageModel.objects.filter(pk=model.pk).exists)
+    await until(lambda: serving.state(model).state == serving.state(row).state == "stopped")
 
 
 async def test_a_default_that_does_not_load_changes_nothing(models):

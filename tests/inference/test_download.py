@@ -158,7 +158,7 @@ async def test_it_does_not_offer_what_has_no_proper_name(hub: HubServer, name: s
     assert (await hub.client().repository(REPO)).files == ()
 
 
-@pytest.mark.parametrize("repo", ["../../x", "a/b/c", "", "a b", "x" * 300, "https://example.org/a/b"])
+@pytest.mark.parametrize("repo", ["../../x", "a/b/c", "nonsense", "", "a b", "x" * 300, "https://example.org/a/b"])
 async def test_it_asks_for_no_impossible_repository(hub: HubServer, repo: str) -> None:
     with pytest.raises(HubError, match="write it as owner/name"):
         await hub.client().repository(repo)
@@ -359,8 +359,8 @@ async def test_it_waits_as_long_as_the_hub_says(hub: HubServer, store: Store) ->
     ("status", "headers", "sentence"),
     [
         (401, {}, "there is no such repository, or it is private"),
-        (401, {"X-Error-Code": "GatedRepo"}, "accept the licence on its page"),
-        (403, {"X-Error-Code": "GatedRepo"}, "accept the licence .* then set HF_TOKEN"),
+        (401, {"X-Error-Code": "GatedRepo"}, f"accept the licence at .*/{REPO}"),
+        (403, {"X-Error-Code": "GatedRepo"}, f"accept the licence at .*/{REPO}, and set HF_TOKEN"),
         (404, {"X-Error-Code": "EntryNotFound"}, "Check repository, file and revision"),
         (418, {}, "answered 418"),
     ],

@@ -31,7 +31,7 @@ class RegisterForm(forms.Form):
         widget=forms.TextInput(attrs={"class": "vTextField", "autofocus": True, "spellcheck": "false"}),
         help_text="Under one of the folders of LOCALLLM_MODEL_ROOTS. The file stays where it is.",
     )
-    name = forms.SlugField(required=False, help_text="What API clients call it. Empty: after the file.")
+    name = forms.CharField(required=False, max_length=100, help_text="What API clients call it. Empty: after the file.")
     make_default = forms.BooleanField(required=False, label="Make it the default model")
 
     def clean_path(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 from django.contrib.auth.models import User
+from django.core.validators import RegexValidator
 from django.db import models, transaction
 from django.db.models import Q
 from django.urls import reverse
@@ -24,6 +25,8 @@ from localllm.inference.types import Message
 
 # Mistral's models are of the architecture “llama”: only what they are called tells them.
 MISTRALS = ("mistral", "mixtral", "ministral", "codestral")
+
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\Z"  # one segment of an address; a slug has no dots, which most models have
 
 
 class ModelError(InferenceError):
@@ -89,9 +92,10 @@ class LanguageModelQuerySet(models.QuerySet["LanguageModel"]):
 
 
 class LanguageModel(ModelFile):
-    name = models.SlugField(
+    name = models.CharField(
         max_length=100,
         unique=True,
+        validators=[RegexValidator(NAME, "Use letters without accents, digits, dots, hyphens and underscores.")],
         help_text="What API clients call it. “default” always means the default model.",
     )
     title = models.CharField(max_length=200, blank=True, help_text="What people see; the name if empty.")
@@ -223,7 +227,18 @@ class LanguageModel(ModelFile):
         with transaction.atomic():
             LanguageModel.objects.filter(is_default=True).update(is_default=False)
             self.is_default = True
-            self.save(update_fields=["is_default"])
+            self.save_again(["is_default"])
+
+    def save_again(self, fields: Iterable[str]) -> None:
+        """Write these fields alone, for what others do meanwhile stays. Raises ModelError where the row is gone."""
+        values = {name: getattr(self, name) for name in fields}
+        if not LanguageModel.objects.filter(pk=self.pk).update(**values):
+            raise ModelError(f"{self} was deleted meanwhile.")
+
+    def save_what_differs(self, before: LanguageModel) -> None:
+        """But not whether it is the default: that is decided elsewhere. Raises ModelError where the row is gone."""
+        names = {field.name for field in self._meta.concrete_fields} - {"is_default"}
+        self.save_again(name for name in names if getattr(self, name) != getattr(before, name))
 
     @property
     def is_measured(self) -> bool:

@@ -57,12 +57,25 @@ class Card:
         return self.serving.state in ("waiting", "loading", "restarting")
 
     @property
+    def is_measurable(self) -> bool:
+        """Before and after the weights are read nothing tells how far it is."""
+        return 0 < self.serving.fraction < 1
+
+    @property
+    def window(self) -> int:
+        """Tokens of one conversation: what is set, or all that the model was trained on."""
+        try:
+            return self.model.engine_settings.window(header_of(self.model).context_length)
+        except ModelRefused:
+            return self.model.n_ctx
+
+    @property
     def words(self) -> str:
         match self.serving.state:
             case "ready":
                 return "Loaded"
             case "loading":
-                return f"Loading, {self.serving.fraction:.0%}"
+                return f"Loading, {self.serving.fraction:.0%}" if self.is_measurable else "Loading"
             case "waiting":
                 return "Waiting for room in memory"
             case "restarting":
@@ -90,6 +103,11 @@ class Budget:
     memory: Memory
     holders: list[tuple[Card, str]]  # with the name of its colour
     pieces: list[Piece]
+
+    @property
+    def leaving_bytes(self) -> int:
+        """Of workers that no card shows: of deleted models, of other files and settings, until their last reply."""
+        return max(0, self.memory.held_bytes - sum(card.serving.needed_bytes for card, _ in self.holders))
 
 
 # The list and the page of a model
@@ -300,10 +318,12 @@ def _do(request: Request, name: str, verb: Verb, said: str) -> HttpResponse:
     model = _model(name)
     try:
         async_to_sync(_run)(verb, model)
+        model.refresh_from_db()
+    except LanguageModel.DoesNotExist:
+        messages.error(request, f"{model} was deleted meanwhile.")
     except InferenceError as exc:
         messages.error(request, str(exc))
     else:
-        model.refresh_from_db()
         messages.success(request, said.format(model))
     return _back(request, model)
 
@@ -313,7 +333,9 @@ async def _run(verb: Verb, model: LanguageModel) -> None:
 
 
 def _back(request: Request, model: LanguageModel) -> HttpResponse:
-    return redirect("models:index") if request.POST.get("from") == "index" else redirect("models:show", model.name)
+    is_there = LanguageModel.objects.filter(pk=model.pk).exists()
+    to_list = request.POST.get("from") == "index" or not is_there
+    return redirect("models:index") if to_list else redirect("models:show", model.name)
 
 
 def _model(name: str) -> LanguageModel:

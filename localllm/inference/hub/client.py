@@ -45,12 +45,10 @@ class Hub:
 
     async def repository(self, repo: str, revision: str = "main") -> Repository:
         """What it offers, pinned to the commit that `revision` is now. Raises HubError."""
-        try:
-            validate_repo_id(repo)
-        except HFValidationError as exc:
-            raise HubError(f"{repo!r} is no name of a repository: write it as owner/name.", permanent=True) from exc
+        if not _is_name(repo):
+            raise HubError(f"“{repo}” is no name of a repository: write it as owner/name.", permanent=True)
         url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
-        async with self._get(f"{url}?blobs=true", f"repository {repo} at {revision}") as response:
+        async with self._get(repo, f"{url}?blobs=true", f"repository {repo} at {revision}") as response:
             return repository(repo, await _listing(response, repo))
 
     async def find_file(self, repo: str, name: str, revision: str = "main") -> HubFile:
@@ -75,11 +73,14 @@ class Hub:
     async def open(self, file: HubFile, part: Part, headers: dict[str, str]) -> AsyncGenerator[httpx2.Response]:
         """The response that carries a part, 200 or 206; its bytes are not read yet."""
         url = hf_hub_url(file.repo, part.path, revision=file.commit, endpoint=self.endpoint)
-        async with self._get(url, f"{part.path} of {file.repo}", headers | {"Accept-Encoding": "identity"}) as response:
+        what, headers = f"{part.path} of {file.repo}", headers | {"Accept-Encoding": "identity"}
+        async with self._get(file.repo, url, what, headers) as response:
             yield response
 
     @asynccontextmanager
-    async def _get(self, url: str, what: str, headers: dict[str, str] | None = None) -> AsyncGenerator[httpx2.Response]:
+    async def _get(
+        self, repo: str, url: str, what: str, headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[httpx2.Response]:
         if self.is_offline:
             raise HubError(
                 "LOCALLLM_OFFLINE is set, so no connection was opened. Unset it to reach the hub, "
@@ -92,7 +93,7 @@ class Hub:
                 client.stream("GET", url, headers=self._headers | (headers or {})) as response,
             ):
                 if response.status_code not in (200, 206):
-                    raise self._refusal(response, what)
+                    raise self._refusal(response, repo, what)
                 yield response
         except AddressRefused as exc:
             raise HubError(f"The hub refers to an address that is not used: {exc}", permanent=True) from exc
@@ -117,21 +118,21 @@ class Hub:
             timeout=httpx2.Timeout(self.silence_s, connect=CONNECT_S),
         )
 
-    def _refusal(self, response: httpx2.Response, what: str) -> HubError:
+    def _refusal(self, response: httpx2.Response, repo: str, what: str) -> HubError:
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         if status in (401, 403) and response.url.netloc != httpx2.URL(self.endpoint).netloc:
             # The hub let us pass: a link to its storage holds for a while only, and every attempt gets a new one.
             return HubError(f"The storage of the hub did not take its link ({status} for {what}). Try again later.")
         if code == "GatedRepo" or status == 403:
             return HubError(
-                f"The hub does not give out {what} to everybody ({status}): accept the licence on its page at "
-                f"{self.endpoint}, {self._token_advice}.",
+                f"The hub does not give out {what} to everybody ({status}): accept the licence at "
+                f"{self.endpoint}/{repo}, and {self._token_advice}.",
                 permanent=True,
             )
         if status == 401:
             return HubError(
                 f"The hub refuses {what} (401): there is no such repository, or it is private. "
-                f"Check the name; for a private one {self._token_advice}.",
+                f"Check the name; for a private one, {self._token_advice}.",
                 permanent=True,
             )
         if status in (404, 410):
@@ -146,10 +147,19 @@ class Hub:
     @property
     def _token_advice(self) -> str:
         return (
-            "and check that HF_TOKEN is a valid token of that account"
+            "check that HF_TOKEN is a valid token of that account"
             if self._has_token
-            else "then set HF_TOKEN to a token of your account"
+            else "set HF_TOKEN to a token of your account"
         )
+
+
+def _is_name(repo: str) -> bool:
+    """As huggingface-hub has it, but with an owner: without one the hub would say that nothing is there, or 401."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return "/" in repo
 
 
 @cache

@@ -7,6 +7,7 @@ longest makes room, one that is answering never. It knows files and settings; it
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, aclosing, contextmanager
@@ -219,6 +220,11 @@ class LlamaCpp:
     async def unload(self, model: LocalModel) -> None:
         """End its workers: at once when they are idle, else with their last reply."""
         await self._retire(self._named(model.label))
+
+    def rename(self, old: str, new: str) -> None:
+        """Its workers are found by the new name from now on."""
+        for worker in self._named(old):
+            worker.model = dataclasses.replace(worker.model, name=new)
 
     async def retire_older(self, model: LocalModel) -> None:
         """End workers with another file or other settings of the same model, likewise."""
