@@ -84,6 +84,7 @@ function startChat() {
   let attempts = 0;
   let retry = 0;
   let numRefreshes = 0;
+  let isEndAsked = false; // until a refresh brings it: a later one may overtake the one that asked
 
   // The socket
 
@@ -111,7 +112,7 @@ function startChat() {
 
   function reconnectLater() {
     // Full jitter: after a restart the tabs of all users do not come back in one instant.
-    const wait = Math.random() * Math.min(20_000, 500 * 2 ** attempts++);
+    const wait = Math.random() * Math.min(5_000, 500 * 2 ** attempts++);
     if (attempts > 1) byId("connection").hidden = false;
     retry = setTimeout(connect, wait);
   }
@@ -195,7 +196,9 @@ function startChat() {
       const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
       if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
-      recount();
+      // What stands for the files of the question may only now be known.
+      if (element.previousElementSibling?.querySelector(".sent-files")) refresh();
+      else recount();
     },
     error({ cid, message }) {
       const frame = forget(cid);
@@ -251,13 +254,15 @@ function startChat() {
      is shown, it stays that part, unless the end is asked for. */
   async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
+    isEndAsked ||= toEnd;
     const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
     const isPart = byId("later") !== null;
     const part = new URLSearchParams();
-    if (!isPart || !toEnd) part.set("from", shown[0] ?? "");
-    if (isPart && !toEnd) part.set("to", shown.at(-1));
+    if (!isPart || !isEndAsked) part.set("from", shown[0] ?? "");
+    if (isPart && !isEndAsked) part.set("to", shown.at(-1));
     const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
+    isEndAsked = false;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
       return old && old.dataset.rev === element.dataset.rev ? old : element;
@@ -278,7 +283,10 @@ function startChat() {
   });
 
   const changedChats = () => htmx.trigger(document.body, "chats-changed");
-  messages.addEventListener("htmx:afterSwap", attach);
+  messages.addEventListener("htmx:afterSwap", (event) => {
+    attach();
+    if (event.target === messages) recount(); // another branch
+  });
 
   // What the reader sends
 
@@ -417,9 +425,17 @@ function startChat() {
   // Scrolling: follow the text only while the reader is at the end
 
   let isAtEnd = !location.hash;
-  const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
+  let lastTop = 0;
+  function toEnd() {
+    scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
+    lastTop = scroller.scrollTop;
+  }
   scroller.addEventListener("scroll", () => {
-    isAtEnd = !byId("later") && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    // Text that came since we scrolled to the end is no reason to stay behind: only a reader who goes up does.
+    const isUp = scroller.scrollTop < lastTop;
+    lastTop = scroller.scrollTop;
+    const isNear = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    isAtEnd = !byId("later") && (isNear || (isAtEnd && !isUp));
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
