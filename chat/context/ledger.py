@@ -73,6 +73,11 @@ class Ledger:
         return self.window - self.num_tokens - self.reserve
 
     @property
+    def can_summarise(self) -> bool:
+        """Are there messages that a summary does not stand for yet, and may it?"""
+        return any(not turn.is_covered and turn.message.placement in ("automatic", "expanded") for turn in self.plan.turns)
+
+    @property
     def share(self) -> int:
         """Percent of the window that the prompt takes."""
         return round(100 * self.num_tokens / self.window)

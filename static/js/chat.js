@@ -255,13 +255,14 @@ function startChat() {
   async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
     isEndAsked ||= toEnd;
-    const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
+    const shown = shownIds();
     const isPart = byId("later") !== null;
     const part = new URLSearchParams();
     if (!isPart || !isEndAsked) part.set("from", shown[0] ?? "");
     if (isPart && !isEndAsked) part.set("to", shown.at(-1));
     const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
+    if (shownIds().length !== shown.length) return refresh(); // earlier or later ones came in meanwhile
     isEndAsked = false;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
@@ -275,6 +276,7 @@ function startChat() {
     recount();
   }
 
+  const shownIds = () => [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
   const recount = () => htmx.trigger(document.body, "recount");
   document.addEventListener("messages-changed", refresh); // the panel has placed one
   document.addEventListener("summary-changed", () => {
@@ -368,6 +370,7 @@ function startChat() {
   const actions = {
     compress: () => compress(),
     "compress-again": () => compress(true),
+    "cancel-compression": () => post({ type: "cancel-compression" }),
     regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
     continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,

@@ -81,6 +81,21 @@ def test_a_question_asked_from_the_middle_is_shown_with_its_answer(page, chat):
     expect(answers(page).last).to_be_in_viewport()
 
 
+def test_what_was_loaded_while_the_page_looked_for_news_stays(page):
+    expect(messages(page)).to_have_count(60)
+    expect(page.locator("#ledger")).to_contain_text("tokens", timeout=20_000)
+    held = []
+    page.route("**/messages?from=*", held.append)
+    page.evaluate("document.dispatchEvent(new Event('messages-changed'))")
+    scroll(page, 0)
+    expect(messages(page)).to_have_count(120)
+    page.unroute("**/messages?from=*")
+    with page.expect_response("**/messages?from=*"):
+        held[0].continue_()
+    page.wait_for_timeout(500)
+    expect(messages(page)).to_have_count(120)
+
+
 def test_the_button_to_the_latest_message_leaves_the_middle(page, chat):
     page.goto(f"{page.url}?message={chat[1]}#m-{chat[1]}")
     page.get_by_role("button", name="Jump to the latest message").click()
