@@ -1,4 +1,7 @@
-"""Time to the first token where a cache can help: a follow-up turn, and a system prompt that is known."""
+"""Time to the first token where a cache can help: a follow-up turn, and a system prompt that is known.
+
+A person reads an answer before replying to it: a second, the same for both sides. A program replies at once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ from tests.bench.plan import Plan
 NUM_SLOTS, WINDOW = 4, 4096  # as a model is loaded by default
 SYSTEM, QUESTION, ANSWER = 200, 56, 64  # tokens
 FOLLOW_UP = 24
+READING_S = 1.0
 FIRST = 4  # tokens of an answer of which only the first matters
-PAIRS = 7
+PAIRS = 15
 
 Measurement = Callable[[Door, int], Coroutine[Any, Any, float]]
 
@@ -49,9 +53,10 @@ async def _compare(plan: Plan, place: str, ours: Door, theirs: Door) -> list[Fig
     return figures
 
 
-async def follow_up(door: Door, round: int) -> float:
-    first = _opening(("follow-up", round), round)
+async def follow_up(door: Door, round: int, *, after_s: float = READING_S) -> float:
+    first = _opening(("follow-up", round, after_s), round)
     answer = await ask(door, first, ANSWER, "ann")
+    await asyncio.sleep(after_s)
     chat = (*first, Message("assistant", answer.text), *user(words(FOLLOW_UP, round)))
     return (await ask(door, chat, FIRST, "ann")).ttft_ms
 
@@ -85,6 +90,7 @@ def _opening(system: object, question: object) -> Chat:
 
 MEASUREMENTS: tuple[tuple[str, Measurement, Bound], ...] = (
     ("follow-up turn", follow_up, Bound("≤", 1)),
+    ("follow-up turn at once", partial(follow_up, after_s=0), Bound("≤", 1)),
     ("new conversation, known system prompt", known_system_prompt, Bound("<", 1)),
     ("the same, known from an answer under way", shared_system_prompt, Bound("<", 1)),
 )

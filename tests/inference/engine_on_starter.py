@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class StarterEngine:
         owner: str = "alice",
         seed: int = 1,
         constraint: Constraint | None = None,
+        next_prompt: Callable[[], list[int]] | None = None,
         **params: object,
     ) -> Reader:
         """Put a request in the line; nothing is computed before `step` or `run`."""
@@ -84,6 +86,7 @@ class StarterEngine:
             owner,
             num_shared=len(self.runner.tokenize(head, special=True)),
             constraint=constraint,
+            next_prompt=next_prompt,
         )
         self.engine._accept(self.last)
         return reader

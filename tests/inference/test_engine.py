@@ -1,5 +1,6 @@
 """The engine on a real GGUF: batching, reuse, sampling, cancelling."""
 
+import llama_cpp
 import pytest
 
 from localllm.inference.engine.scheduler import Slice
@@ -89,6 +90,21 @@ def test_it_answers_otherwise_with_another_seed(starter):
     readers = [starter.ask(prompt("hm"), seed=seed, temperature=2.0, top_p=1.0, min_p=0.0) for seed in (1, 2)]
     starter.run()
     assert readers[0].text != readers[1].text
+
+
+@pytest.mark.parametrize("count", [55, 56, 61, 64])
+def test_it_computes_the_same_in_a_batch_that_is_filled_up_to_a_tile(starter, count):
+    tokens = starter.runner.tokenize(prompt("What is a token? " * 20), special=True)[:count]
+    seq = Sequence(tokens, SamplingParams(temperature=0), 0, 1, lambda event: None, slot=0)
+    seq.sampler = starter.runner.sampler(seq.params, 0, [])
+    starter.runner.run([Slice(seq, count)])
+    whole = starter.runner.logits(count - 1).copy()
+    assert llama_cpp.llama_memory_seq_pos_max(starter.runner._memory, 0) == count - 1
+    starter.runner.clear()
+    starter.runner.run([Slice(seq, 30)])
+    seq.num_computed = 30
+    starter.runner.run([Slice(seq, count - 30)])
+    assert abs(whole - starter.runner.logits(count - 31)).max() < 0.5
 
 
 def test_it_computes_only_the_new_tokens_of_a_follow_up_turn(starter):

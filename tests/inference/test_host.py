@@ -204,6 +204,19 @@ async def test_a_template_that_does_not_end_fails_its_own_request_only(tmp_path)
     await host.stop()
 
 
+async def test_a_template_that_does_not_end_holds_nobody_up_when_its_reader_has_gone(tmp_path):
+    host = EngineHost(with_template(tmp_path / "bomb.gguf", BOMB), EngineSettings())
+    host.start()
+    reader = asyncio.create_task(answer(host, ask("BOOM")))
+    while not host._rendering:
+        await asyncio.sleep(0.01)
+    reader.cancel()
+    with contextlib.suppress(EngineDied):
+        await answer(host, ask("Hello!"))
+    assert await answer(host, ask("Hello!"))
+    await host.stop()
+
+
 async def test_it_shows_messages_as_the_model_sees_them_with_their_exact_number_of_tokens(host):
     messages = (Message("system", SYSTEM), Message("user", "Say <|im_end|>"))
     text, num_tokens = await host.preview(messages)

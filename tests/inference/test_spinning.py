@@ -17,6 +17,7 @@ class Machine:
     def __init__(self, num_threads=2):
         self.now, self.queued_s = 0.0, 0.0
         self.spinning = Spinning(num_threads, queued_s=lambda: self.queued_s, clock=lambda: self.now)
+        self.spinning.observe()
 
     def pass_time(self, seconds, share):
         """Let steps of a quarter second pass in which each of two threads waits for that share of it."""
@@ -65,9 +66,10 @@ def test_it_tries_to_spin_more_and_more_rarely_while_the_neighbour_stays():
 
 def test_what_happens_while_nothing_is_computed_says_nothing():
     machine = Machine()
-    machine.now, machine.queued_s = 100.0, 50.0
-    machine.spinning.rest()
-    machine.pass_time(1, share=0.0)
+    for _ in range(3):
+        machine.now, machine.queued_s = machine.now + 100, machine.queued_s + 100
+        machine.spinning.rest()
+        machine.spinning.observe()
     assert not machine.spinning.is_crowded
 
 

@@ -91,9 +91,17 @@ class ChatTemplate:
         return Rendered(
             segments=segments,
             head=self._head(messages, first) if is_trusted else "",
-            has_bos=bool(self._bos) and is_trusted and first.startswith(self._bos),
+            has_bos=self._has_bos(segments),
             opens_reasoning=self.tags is not None and self.tags.is_open(text),
         )
+
+    def before_next(self, messages: Sequence[Message]) -> Rendered:
+        """What the prompt of the next turn begins with, whatever a user will say after `messages`."""
+        segments = self._before_user(messages)
+        return Rendered(segments, head="", has_bos=self._has_bos(segments))
+
+    def _has_bos(self, segments: tuple[tuple[str, bool], ...]) -> bool:
+        return bool(self._bos and segments) and segments[0][1] and segments[0][0].startswith(self._bos)
 
     def _text(self, messages: list[Message]) -> str:
         if any(m.role == "system" for m in messages) and not self._takes_system:
@@ -128,15 +136,19 @@ class ChatTemplate:
         return head if text.startswith(head) else ""
 
     def _render_head(self, system: Iterable[str]) -> str:
+        segments = self._before_user([Message("system", content) for content in system])
+        return segments[0][0] if segments and segments[0][1] else ""
+
+    def _before_user(self, messages: Sequence[Message]) -> tuple[tuple[str, bool], ...]:
+        """The segments before the text of a user who speaks after `messages`; none if the template refuses that."""
         guard = _Guard(self._spellings)
-        messages = [Message("system", guard.mask(content)) for content in system]
+        masked = [Message(m.role, guard.mask(m.content)) for m in messages]
         try:
-            text = self._text([*messages, Message("user", self._marker)])
+            text = self._text([*masked, Message("user", self._marker)])
         except ProviderError:
-            return ""
-        head, marker, _ = text.partition(self._marker)
-        segments = guard.split(head)
-        return segments[0][0] if marker and segments and segments[0][1] else ""
+            return ()
+        before, marker, _ = text.partition(self._marker)
+        return guard.split(before) if marker else ()
 
     def _run(self, messages: list[Message]) -> str:
         try:

@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from localllm.inference.engine import ahead, self_test
 from localllm.inference.engine.runner import Runner, Sample
-from localllm.inference.engine.scheduler import Scheduler, Slice
-from localllm.inference.engine.self_test import QUIET_S, self_test
+from localllm.inference.engine.scheduler import Scheduler, Slice, common_prefix_len
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.spinning import Spinning
 from localllm.inference.errors import ProviderError, QueueFull
@@ -40,6 +40,7 @@ class Engine:
         self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
         self._prefill_rate = 0.0  # tokens per second, of the last large prefill
         self._spinning = Spinning(runner.num_threads)
+        self._answered: deque[Sequence] = deque(maxlen=runner.num_slots)  # whose next turn is not prepared yet
         self._tell_speed: Callable[[Speed], None] | None = None  # a self-test is due
 
     # Called from any thread
@@ -62,10 +63,11 @@ class Engine:
     def run_forever(self) -> None:
         while True:
             self._receive()
-            if self._tell_speed and self._scheduler.is_idle:
-                self._test(self._tell_speed)
+            if self._scheduler.is_idle:
+                self.use_idle_time()
             self.step()
             self._flush()
+            self._spinning.observe()
 
     def run_until_idle(self) -> None:
         """Compute until nobody waits or runs; for whoever owns the thread."""
@@ -79,11 +81,37 @@ class Engine:
         self._runner.run([Slice(nobody, 1)])
         self._runner.clear()
 
+    def use_idle_time(self) -> None:
+        """Do one of the things that are done while nobody asks for anything."""
+        if self._answered:
+            self._prepare_next_turn(self._answered.popleft())
+        elif self._tell_speed:
+            self._test(self._tell_speed)
+
+    def _prepare_next_turn(self, answered: Sequence) -> None:
+        """Compute ahead in the slot of a conversation, if it is still there and its next prompt goes on from it."""
+        assert answered.slot is not None and answered.next_prompt is not None
+        slot = self._scheduler.slots[answered.slot]
+        if not self._runner.can_cut or slot.cached != answered.tokens[: answered.num_computed]:
+            return
+        try:
+            tokens = answered.next_prompt()
+            num_known = common_prefix_len(slot.cached, tokens)
+            if 2 * num_known < answered.num_prompt_tokens or len(tokens) >= self._runner.window:
+                return
+            seq = Sequence(tokens, SamplingParams(), 0, 1, emit=lambda event: None, slot=slot.index)
+            seq.num_computed = self._runner.reuse(slot.index, slot.index, num_known)
+            ahead.compute_ahead(self._runner, self._run, seq, is_wanted=lambda: not self._inbox.empty())
+            slot.cached = tokens[: seq.num_computed]
+        except ProviderError as exc:
+            self._fail_running(exc)
+        self.step_started_at = None
+
     def _test(self, tell: Callable[[Speed], None]) -> None:
         """Whoever asks for something meanwhile goes first; then it is done anew."""
         slot = min(self._scheduler.slots, key=lambda slot: slot.last_used)
         slot.cached = []
-        speed = self_test(
+        speed = self_test.self_test(
             self._runner,
             self._run,
             slot=slot.index,
@@ -97,17 +125,23 @@ class Engine:
             tell(speed)
 
     def _receive(self) -> None:
-        """Take in what has arrived; sleep only when there is nothing to compute, and not long when a test is due."""
+        """Take in what has arrived; sleep only when there is nothing to compute."""
         while True:
             is_idle = self._scheduler.is_idle
             try:
-                seq = self._inbox.get(block=is_idle, timeout=QUIET_S if self._tell_speed else None)
+                seq = self._inbox.get(block=is_idle, timeout=self._quiet_s())
             except queue.Empty:
                 return
             if is_idle:
                 self._spinning.rest()
             if seq is not None:
                 self._accept(seq)
+
+    def _quiet_s(self) -> float | None:
+        """How long to sleep before the idle time is used."""
+        if self._answered:
+            return ahead.QUIET_S
+        return self_test.QUIET_S if self._tell_speed else None
 
     def _accept(self, seq: Sequence) -> None:
         num_waiting = len(self._scheduler.waiting)
@@ -186,7 +220,6 @@ class Engine:
         self.step_started_at = started = time.monotonic()
         samples = self._runner.run(slices)
         self.step_started_at = None
-        self._spinning.observe()
         num_tokens = sum(piece.count for piece in slices)
         if num_tokens >= MIN_PREFILL_TOKENS:
             self._prefill_rate = num_tokens / (time.monotonic() - started)
@@ -229,6 +262,8 @@ class Engine:
         if reasoning or text or seq.held_logprobs:
             seq.emit(Chunk(text, logprobs=tuple(seq.held_logprobs), reasoning=reasoning))
         seq.emit(seq.finished(reason, self._runner.window))
+        if seq.next_prompt and reason != "cancelled":
+            self._answered.append(seq)
 
     def _release(self, seq: Sequence) -> None:
         self._scheduler.finish(seq)

@@ -16,7 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +27,7 @@ from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Lo
 log = logging.getLogger(__name__)
 
 Answer = Event | wire.InquiryAnswer
+Inbox = asyncio.Queue[Answer | Exception]  # of one request; an exception ends it
 State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
@@ -42,14 +42,6 @@ PROJECT = Path(__file__).parents[3]
 # What a child that runs llama.cpp may see of the environment. Anything else may be a secret.
 CHILD_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 CHILD_PREFIXES = ("OMP_", "GOMP_", "GGML_", "LLAMA_")
-
-
-@dataclass(eq=False, slots=True)
-class Pending:
-    """A request on its way; events arrive in `inbox`, an exception ends it."""
-
-    inbox: asyncio.Queue[Answer | Exception] = field(default_factory=asyncio.Queue)
-    rendering_since: float | None = None
 
 
 class EngineHost:
@@ -67,7 +59,8 @@ class EngineHost:
         self.ready_at: float | None = None  # seconds since 1970
         self.load_s = 0.0
         self._ids = itertools.count(1)
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int, Inbox] = {}
+        self._rendering: dict[int, float] = {}  # whose prompts, and since when
         self._changed = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -117,10 +110,10 @@ class EngineHost:
                 f"{self.path.name} makes embeddings of texts and writes no answers. Choose another model.",
                 permanent=True,
             )
-        async with self._open() as (id, pending):
+        async with self._open() as (id, inbox):
             self._send(wire.Submit(id, request))
             while True:
-                item = await pending.inbox.get()
+                item = await inbox.get()
                 if isinstance(item, Exception):
                     raise item
                 assert not isinstance(item, wire.InquiryAnswer)
@@ -169,9 +162,9 @@ class EngineHost:
     async def _inquire(self, question: Callable[[int], wire.Inquiry]) -> Answer:
         """The one answer to a question that generates nothing."""
         await self.wait_until_ready()
-        async with self._open() as (id, pending):
+        async with self._open() as (id, inbox):
             self._send(question(id))
-            answer = await pending.inbox.get()
+            answer = await inbox.get()
             if isinstance(answer, Exception):
                 raise answer
             self._pending.pop(id, None)  # nothing is left to cancel
@@ -186,11 +179,11 @@ class EngineHost:
         return await asyncio.shield(self._measurement)
 
     @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[tuple[int, Pending]]:
-        id, pending = next(self._ids), Pending()
-        self._pending[id] = pending
+    async def _open(self) -> AsyncIterator[tuple[int, Inbox]]:
+        id, inbox = next(self._ids), Inbox()
+        self._pending[id] = inbox
         try:
-            yield id, pending
+            yield id, inbox
         finally:
             if self._pending.pop(id, None) is not None:
                 self._send(wire.Cancel(id))
@@ -256,6 +249,7 @@ class EngineHost:
     async def _talk(self, process: asyncio.subprocess.Process, connection: socket.socket) -> None:
         """Until the connection is over."""
         self.pid, self.fraction, self.error, self._was_ready = process.pid, 0.0, "", False
+        self._rendering.clear()
         self._last_heard = self._started_at = time.monotonic()
         loop = asyncio.get_running_loop()
         self._transport, protocol = await loop.create_connection(lambda: _Connection(self._receive), sock=connection)
@@ -281,9 +275,9 @@ class EngineHost:
             case wire.Refused(reason=reason):
                 self.refuse(reason)
             case wire.Rendering(id=id):
-                self._mark_rendering(id, time.monotonic())
+                self._rendering[id] = time.monotonic()
             case wire.Rendered(id=id):
-                self._mark_rendering(id, None)
+                self._rendering.pop(id, None)
             case wire.Counted(id=id) | wire.CountedTexts(id=id) | wire.Previewed(id=id) | wire.Embedded(id=id):
                 self._deliver(id, message)
             case wire.Told(id=id, event=event):
@@ -298,17 +292,13 @@ class EngineHost:
                 if step_s is not None and step_s > STEP_LIMIT_S:
                     self._give_up(f"it has computed one batch for {step_s:.0f} s.")
 
-    def _mark_rendering(self, id: int, since: float | None) -> None:
-        if pending := self._pending.get(id):
-            pending.rendering_since = since
-
     def _deliver(self, id: int, item: Answer | Exception) -> None:
-        if pending := self._pending.get(id):
-            pending.inbox.put_nowait(item)
+        if inbox := self._pending.get(id):
+            inbox.put_nowait(item)
 
     def _end(self, id: int, error: ProviderError) -> None:
-        if pending := self._pending.pop(id, None):
-            pending.inbox.put_nowait(error)
+        if inbox := self._pending.pop(id, None):
+            inbox.put_nowait(error)
 
     def _send(self, message: wire.ToWorker) -> None:
         if self._transport is not None:
@@ -328,17 +318,16 @@ class EngineHost:
                     self._send(wire.Ping())
             if self.state == "ready" and now - self._last_heard > SILENCE_LIMIT_S:
                 self._give_up(f"it has not answered for {SILENCE_LIMIT_S:.0f} s.")
-            for id, pending in list(self._pending.items()):
-                if pending.rendering_since is not None and now - pending.rendering_since > RENDER_LIMIT_S:
-                    self._end(
-                        id,
-                        ProviderError(
-                            f"The chat template of this model took over {RENDER_LIMIT_S:.0f} s for this "
-                            "conversation and was stopped. Send something else, or choose another model.",
-                            permanent=True,
-                        ),
-                    )
-                    self._give_up("its chat template did not end.")
+            for id in [id for id, since in self._rendering.items() if now - since > RENDER_LIMIT_S]:
+                self._end(
+                    id,
+                    ProviderError(
+                        f"The chat template of this model took over {RENDER_LIMIT_S:.0f} s for this "
+                        "conversation and was stopped. Send something else, or choose another model.",
+                        permanent=True,
+                    ),
+                )
+                self._give_up("its chat template did not end.")
 
     def _give_up(self, why: str) -> None:
         self.error = why
@@ -357,8 +346,8 @@ class EngineHost:
             self._measurement.exception()  # whoever waited for it may be gone
             self._measurement = None
         pending, self._pending = self._pending, {}
-        for request in pending.values():
-            request.inbox.put_nowait(error)
+        for inbox in pending.values():
+            inbox.put_nowait(error)
 
 
 class _Connection(asyncio.Protocol):

@@ -21,7 +21,8 @@ class Sequence:
     """A prompt and the tokens generated after it.
 
     `num_shared` counts the leading tokens that are no user's own (those before the first user
-    message): only these may come from another owner's cache.
+    message): only these may come from another owner's cache. `next_prompt` gives, when all is said, the
+    token ids that the prompt of the conversation's next turn begins with.
     """
 
     tokens: list[int]
@@ -33,6 +34,7 @@ class Sequence:
     num_shared: int = 0
     constraint: Constraint | None = None  # what the answer must be decoded by
     parser: ReasoningParser | None = None  # parses the reasoning of a thinking model apart
+    next_prompt: Callable[[], list[int]] | None = None
     num_computed: int = 0  # how many of `tokens` are in the KV cache
     num_reused: int = 0
     slot: int | None = None  # llama.cpp's seq_id; None while waiting

@@ -29,7 +29,7 @@ FIRST_TRY_S, LAST_TRY_S = 1.0, 32.0
 
 
 class Spinning:
-    """Call `observe` now and then from the thread that computes."""
+    """Call `observe` now and then from the thread that computes; it takes some tenths of a millisecond."""
 
     def __init__(
         self,
@@ -43,16 +43,21 @@ class Spinning:
         self._queued_s = queued_s or _queued_s
         self._clock = clock
         self._crowd = _Crowd()
-        self._seen_at, self._seen_s = clock(), self._queued_s()
+        self._seen_at: float | None = None  # not since the last rest
+        self._seen_s = 0.0
         self._num_crowded = 0
         self._try_at = 0.0
         self._try_after_s = FIRST_TRY_S
 
     def observe(self) -> None:
         """Look how long this process's threads stood in line for a CPU, and switch if need be."""
+        if self._num_threads < 2:
+            return
         now = self._clock()
+        if self._seen_at is None:
+            self._seen_at, self._seen_s = now, self._queued_s()
         elapsed_s = now - self._seen_at
-        if self._num_threads < 2 or elapsed_s < OBSERVE_EVERY_S:
+        if elapsed_s < OBSERVE_EVERY_S:
             return
         queued_s = self._queued_s()
         share = (queued_s - self._seen_s) / elapsed_s / self._num_threads
@@ -71,8 +76,8 @@ class Spinning:
                 self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
 
     def rest(self) -> None:
-        """Nothing is computed for a while: what happens meanwhile says nothing."""
-        self._seen_at, self._seen_s = self._clock(), self._queued_s()
+        """Nothing was computed for a while: what happened meanwhile says nothing."""
+        self._seen_at = None
 
     def _switch(self, is_crowded: bool) -> None:
         self.is_crowded = is_crowded

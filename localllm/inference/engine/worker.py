@@ -15,7 +15,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import ContextOverflow, InferenceError, ModelRefused, ProviderError
-from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Message, ModelInfo
+from localllm.inference.types import ChatRequest, Chunk, Embedding, Event, Finished, Message, ModelInfo
 
 PR_SET_PDEATHSIG = 1
 UNTRIED_BYTES = 64 << 10  # a text of more is not even tokenized where it cannot fit
@@ -181,12 +182,14 @@ class Worker:
         tokens, num_shared = self._tokenize(rendered)
         seed = request.params.seed
         max_tokens = self._max_tokens(len(tokens), request)
+        answer = [request.prefix]
         seq = Sequence(
             tokens=tokens,
             params=request.params,
             seed=int.from_bytes(os.urandom(4), "little") if seed is None else seed,
             max_tokens=max_tokens,
-            emit=self._teller(id),
+            emit=self._teller(id, answer),
+            next_prompt=lambda: self._next_prompt(id, request, "".join(answer)),
             owner=request.owner,
             num_shared=num_shared,
             constraint=self._format.constraint(request, max_tokens, opens_reasoning=rendered.opens_reasoning),
@@ -224,10 +227,23 @@ class Worker:
         num_bytes = sum(len(text.encode()) for text in texts)
         if num_bytes > self._max_prompt_bytes:
             raise self._too_long(f"of {num_bytes} bytes")
+        with self._rendering(id):
+            return self._template.render(request.messages, prefix=request.prefix, reasoning=request.reasoning)
+
+    @contextmanager
+    def _rendering(self, id: int) -> Iterator[None]:
+        """Told to the web process, which ends a worker that is stuck in a template."""
         self._send(wire.Rendering(id))
-        rendered = self._template.render(request.messages, prefix=request.prefix, reasoning=request.reasoning)
-        self._send(wire.Rendered(id))
-        return rendered
+        try:
+            yield
+        finally:
+            self._send(wire.Rendered(id))
+
+    def _next_prompt(self, id: int, request: ChatRequest, answer: str) -> list[int]:
+        """Token ids that the prompt of the next turn begins with."""
+        with self._rendering(id):
+            rendered = self._template.before_next((*request.messages, Message("assistant", answer)))
+        return self._tokenize(rendered)[0]
 
     def _tokenize(self, rendered: Rendered) -> tuple[list[int], int]:
         """The prompt's token ids, and how many of them come before the first user message."""
@@ -259,12 +275,16 @@ class Worker:
             "with the answer. Shorten the message, begin a new chat, or choose a model with a larger context."
         )
 
-    def _teller(self, id: int) -> Emit:
+    def _teller(self, id: int, answer: list[str]) -> Emit:
+        """Sends the events of a request, and collects the pieces of its answer."""
+
         def tell(event: Event | ProviderError) -> None:
             if isinstance(event, ProviderError):
                 self._events.append(wire.frame(wire.Failed.of(id, event)))
             else:
                 self._events.append(wire.frame(wire.Told(id, event)))
+            if isinstance(event, Chunk):
+                answer.append(event.text)
             if isinstance(event, ProviderError | Finished):
                 self._forget(id)
 
