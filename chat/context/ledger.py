@@ -75,7 +75,8 @@ class Ledger:
     @property
     def can_summarise(self) -> bool:
         """Are there messages that a summary does not stand for yet, and may it?"""
-        return any(not turn.is_covered and turn.message.placement in ("automatic", "expanded") for turn in self.plan.turns)
+        new = (turn.message for turn in self.plan.turns if not turn.is_covered)
+        return any(message.placement in ("automatic", "expanded") for message in new)
 
     @property
     def share(self) -> int:
