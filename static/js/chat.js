@@ -105,9 +105,18 @@ function startChat() {
     };
     socket.onclose = (event) => {
       if (event.code === 4001) location.assign(document.body.dataset.login);
-      else if (event.code === 4004) location.assign(document.body.dataset.new);
+      else if (event.code === 4004) leaveForNewChat();
       else reconnectLater();
     };
+  }
+
+  /* This chat was deleted elsewhere: what was being written goes along. */
+  function leaveForNewChat() {
+    const text = outbox.find((frame) => frame.type === "send")?.text ?? box.value;
+    if (text) localStorage.setItem("draft:new", text);
+    sessionStorage.removeItem(outboxKey);
+    localStorage.removeItem(draftKey);
+    location.assign(document.body.dataset.new);
   }
 
   function reconnectLater() {

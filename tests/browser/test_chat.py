@@ -102,6 +102,22 @@ def test_it_shows_what_another_tab_asks(page):
     wait_until_answered(page)
 
 
+def test_it_keeps_what_was_written_in_a_chat_that_another_tab_deletes(page):
+    send(page, "A chat that goes")
+    wait_until_answered(page)
+    second = page.context.new_page()
+    second.goto(page.url)
+    open_menu(page, "A chat that goes")
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    second.get_by_label("Message", exact=True).fill("Words of mine")
+    second.keyboard.press("Enter")
+    expect(second.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    expect(second.get_by_label("Message", exact=True)).to_have_value("Words of mine")
+    second.get_by_label("Message", exact=True).fill("")
+
+
 def test_it_stops_an_answer_and_keeps_its_text(page, site):
     begin_long_answer(page, site)
     page.get_by_role("button", name="Stop the answer").click()
