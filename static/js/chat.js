@@ -451,7 +451,7 @@ function startChat() {
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
-  const follow = new ResizeObserver(() => isAtEnd && toEnd());
+  const follow = new ResizeObserver(() => isAtEnd && scroller.scrollTop >= lastTop && toEnd());
   follow.observe(messages);
   follow.observe(scroller);
   byId("to-latest").addEventListener("click", async () => {
