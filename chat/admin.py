@@ -55,6 +55,7 @@ class MessageAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     search_fields = ("=id", "=conversation__id", "text", "conversation__owner__username")
     list_select_related = ("conversation",)
     date_hierarchy = "created_at"
+    ordering = ("-created_at",)
     exclude = ("html", "cid", "parent")
 
     def has_delete_permission(self, request: HttpRequest, obj: Message | None = None) -> bool:

@@ -8,7 +8,7 @@ From the browser                             To the browser
   stop {message}                               block {message, at, to, html}   replaces the tail from at to to
   resume {message}                             reasoning {message, at, to, text}  append, or begin where `at` is 0
   compress {again}                             compressing {is_on}             older messages are being summarised
-                                               status {message, ...}           queue, loading, prefill, compression
+  cancel-compression {}                        status {message, ...}           queue, loading, prefill, compression
                                                done {message, status}          fetch its final form
                                                error {cid?, message}           a sentence; nothing was changed
 A cursor is a code-point offset in the reply's text, opaque to the browser. `schema` is the id of one, or null
@@ -162,6 +162,9 @@ class ChatConsumer(AsyncWebsocketConsumer):
         _reports.add(report)  # outlives this tab: the others are to hear of it
         report.add_done_callback(_reports.discard)
 
+    async def cancel_compression(self, frame: dict[str, Any]) -> None:
+        compression.cancel(self.conversation_id)
+
     async def _report(self, task: asyncio.Task[Summary]) -> None:
         """Tell all tabs that a compression began and ended, and this one what went wrong."""
         await self.channel_layer.group_send(self.group, {"type": "compressing", "is_on": True})
@@ -211,6 +214,7 @@ OPERATIONS: dict[str, Callable[[ChatConsumer, dict[str, Any]], Awaitable[None]]]
     "stop": ChatConsumer.stop,
     "resume": ChatConsumer.resume,
     "compress": ChatConsumer.compress,
+    "cancel-compression": ChatConsumer.cancel_compression,
 }
 
 

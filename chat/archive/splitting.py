@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from localllm.inference.errors import InferenceError
 MAX_ITEM = 64 << 20  # bytes of one conversation
 MAX_UNPACKED = 8 << 30  # of a ZIP file's parts together
 CHUNK = 1 << 20
+BEGINNING = 1 << 10  # bytes in which JSON or a ZIP file shows itself
 STRUCTURE = re.compile(rb'["\\\[\]{}]')
 LIST = re.compile(rb'"conversations"\s*:\s*\Z')
 LIST_BEFORE = 100  # bytes before an array in which its name is looked for
@@ -46,11 +48,14 @@ class CutOff:
 def read(path: Path) -> Iterator[Item | CutOff]:
     """Offsets are of the file as it lies here; of a ZIP file, about. Raises ArchiveRefused."""
     with path.open("rb") as file:
-        if file.read(4) == b"PK\x03\x04":
+        beginning = file.read(BEGINNING).removeprefix(BOM_UTF8).lstrip()
+        if beginning.startswith(b"PK\x03\x04"):
             yield from _unzipped(path)
-        else:
+        elif beginning.startswith((b"{", b"[")):
             file.seek(0)
             yield from split(_chunks(file))
+        else:
+            raise ArchiveRefused("The file is neither JSON nor a ZIP file. Choose the export file as you got it.")
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

@@ -80,6 +80,12 @@ def start(conversation_id: UUID, *, again: bool = False) -> asyncio.Task[Summary
     return task
 
 
+def cancel(conversation_id: UUID) -> None:
+    """End the compression by hand that is under way, if there is one; nothing of it is kept."""
+    if task := _by_hand.get(conversation_id):
+        task.cancel()
+
+
 async def _compress(conversation_id: UUID, again: bool) -> Summary:
     async with _lock(conversation_id):
         conversation = await database.read(_read, conversation_id)

@@ -73,6 +73,12 @@ class Ledger:
         return self.window - self.num_tokens - self.reserve
 
     @property
+    def can_summarise(self) -> bool:
+        """Are there messages that a summary does not stand for yet, and may it?"""
+        new = (turn.message for turn in self.plan.turns if not turn.is_covered)
+        return any(message.placement in ("automatic", "expanded") for message in new)
+
+    @property
     def share(self) -> int:
         """Percent of the window that the prompt takes."""
         return round(100 * self.num_tokens / self.window)

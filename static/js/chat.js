@@ -84,6 +84,7 @@ function startChat() {
   let attempts = 0;
   let retry = 0;
   let numRefreshes = 0;
+  let isEndAsked = false; // until a refresh brings it: a later one may overtake the one that asked
 
   // The socket
 
@@ -104,14 +105,23 @@ function startChat() {
     };
     socket.onclose = (event) => {
       if (event.code === 4001) location.assign(document.body.dataset.login);
-      else if (event.code === 4004) location.assign(document.body.dataset.new);
+      else if (event.code === 4004) leaveForNewChat();
       else reconnectLater();
     };
   }
 
+  /* This chat was deleted elsewhere: what was being written goes along. */
+  function leaveForNewChat() {
+    const text = outbox.find((frame) => frame.type === "send")?.text ?? box.value;
+    if (text) localStorage.setItem("draft:new", text);
+    sessionStorage.removeItem(outboxKey);
+    localStorage.removeItem(draftKey);
+    location.assign(document.body.dataset.new);
+  }
+
   function reconnectLater() {
     // Full jitter: after a restart the tabs of all users do not come back in one instant.
-    const wait = Math.random() * Math.min(20_000, 500 * 2 ** attempts++);
+    const wait = Math.random() * Math.min(5_000, 500 * 2 ** attempts++);
     if (attempts > 1) byId("connection").hidden = false;
     retry = setTimeout(connect, wait);
   }
@@ -195,7 +205,9 @@ function startChat() {
       const isHeard = heard.has(message) && !element.hasAttribute("data-structured"); // a form is read at its end
       if (state) announceEnd(element, isHeard ? state.unspoken : textOf(element));
       changedChats();
-      recount();
+      // What stands for the files of the question may only now be known.
+      if (element.previousElementSibling?.querySelector(".sent-files")) refresh();
+      else recount();
     },
     error({ cid, message }) {
       const frame = forget(cid);
@@ -251,13 +263,16 @@ function startChat() {
      is shown, it stays that part, unless the end is asked for. */
   async function refresh({ toEnd = false } = {}) {
     const mine = ++numRefreshes;
-    const shown = [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
+    isEndAsked ||= toEnd;
+    const shown = shownIds();
     const isPart = byId("later") !== null;
     const part = new URLSearchParams();
-    if (!isPart || !toEnd) part.set("from", shown[0] ?? "");
-    if (isPart && !toEnd) part.set("to", shown.at(-1));
+    if (!isPart || !isEndAsked) part.set("from", shown[0] ?? "");
+    if (isPart && !isEndAsked) part.set("to", shown.at(-1));
     const response = await fetch(`${messages.dataset.url}?${part}`).catch(() => null);
     if (!response?.ok || mine !== numRefreshes) return;
+    if (shownIds().length !== shown.length) return refresh(); // earlier or later ones came in meanwhile
+    isEndAsked = false;
     const elements = parse(await response.text()).map((element) => {
       const old = element.id && byId(element.id);
       return old && old.dataset.rev === element.dataset.rev ? old : element;
@@ -270,6 +285,7 @@ function startChat() {
     recount();
   }
 
+  const shownIds = () => [...messages.querySelectorAll("[data-id]")].map((element) => element.dataset.id);
   const recount = () => htmx.trigger(document.body, "recount");
   document.addEventListener("messages-changed", refresh); // the panel has placed one
   document.addEventListener("summary-changed", () => {
@@ -278,7 +294,10 @@ function startChat() {
   });
 
   const changedChats = () => htmx.trigger(document.body, "chats-changed");
-  messages.addEventListener("htmx:afterSwap", attach);
+  messages.addEventListener("htmx:afterSwap", (event) => {
+    attach();
+    if (event.target === messages) recount(); // another branch
+  });
 
   // What the reader sends
 
@@ -360,6 +379,7 @@ function startChat() {
   const actions = {
     compress: () => compress(),
     "compress-again": () => compress(true),
+    "cancel-compression": () => post({ type: "cancel-compression" }),
     regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
     continue: (message) => live.size || post({ type: "continue", message }),
     edit: openEditor,
@@ -417,13 +437,21 @@ function startChat() {
   // Scrolling: follow the text only while the reader is at the end
 
   let isAtEnd = !location.hash;
-  const toEnd = () => scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
+  let lastTop = 0;
+  function toEnd() {
+    scroller.scrollTo({ top: scroller.scrollHeight, behavior: "instant" });
+    lastTop = scroller.scrollTop;
+  }
   scroller.addEventListener("scroll", () => {
-    isAtEnd = !byId("later") && scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    // Text that came since we scrolled to the end is no reason to stay behind: only a reader who goes up does.
+    const isUp = scroller.scrollTop < lastTop;
+    lastTop = scroller.scrollTop;
+    const isNear = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 24;
+    isAtEnd = !byId("later") && (isNear || (isAtEnd && !isUp));
     byId("to-latest").hidden = isAtEnd;
   });
   scroller.addEventListener("wheel", (event) => event.deltaY < 0 && (isAtEnd = false), { passive: true });
-  const follow = new ResizeObserver(() => isAtEnd && toEnd());
+  const follow = new ResizeObserver(() => isAtEnd && scroller.scrollTop >= lastTop && toEnd());
   follow.observe(messages);
   follow.observe(scroller);
   byId("to-latest").addEventListener("click", async () => {

@@ -116,6 +116,22 @@ def test_it_shows_what_another_tab_asks(page):
     wait_until_answered(page)
 
 
+def test_it_keeps_what_was_written_in_a_chat_that_another_tab_deletes(page):
+    send(page, "A chat that goes")
+    wait_until_answered(page)
+    second = page.context.new_page()
+    second.goto(page.url)
+    open_menu(page, "A chat that goes")
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    second.get_by_label("Message", exact=True).fill("Words of mine")
+    second.keyboard.press("Enter")
+    expect(second.get_by_role("heading", name="What is on your mind")).to_be_visible()
+    expect(second.get_by_label("Message", exact=True)).to_have_value("Words of mine")
+    second.get_by_label("Message", exact=True).fill("")
+
+
 def test_it_stops_an_answer_and_keeps_its_text(page, site):
     begin_long_answer(page, site)
     page.get_by_role("button", name="Stop the answer").click()
@@ -129,7 +145,10 @@ def test_it_edits_a_message_into_a_branch(page):
     send(page, "Who are you?")
     wait_until_answered(page)
     page.get_by_role("button", name="Edit").click()
-    page.get_by_label("Edit your message").fill("What can you do?")
+    editor = page.get_by_label("Edit your message")
+    expect(editor).to_have_value("Who are you?")
+    assert editor.bounding_box()["width"] > 300
+    editor.fill("What can you do?")
     page.keyboard.press("Enter")
     expect(page.locator(".user .versions")).to_contain_text("2/2")
     wait_until_answered(page)
@@ -137,6 +156,35 @@ def test_it_edits_a_message_into_a_branch(page):
     page.get_by_role("button", name="Previous version").click()
     expect(page.locator(".bubble")).to_have_text("Who are you?")
     expect(page.locator(".user .versions")).to_contain_text("1/2")
+
+
+def test_the_count_of_tokens_is_that_of_the_branch_that_is_chosen(page):
+    send(page, "Who are you?")
+    wait_until_answered(page)
+    expect(page.locator("#ledger")).to_contain_text("of 1024 tokens")
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("What can you do? " * 20)
+    page.keyboard.press("Enter")
+    expect(page.locator(".user .versions")).to_contain_text("2/2")
+    wait_until_answered(page)
+    expect(page.locator("#ledger")).to_contain_text(re.compile(r"^\s*[1-9]\d\d of"))
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator("#ledger")).to_contain_text(re.compile(r"^\s*\d\d of"))
+
+
+def test_it_follows_the_text_however_fast_it_comes(page):
+    send(page, "Hello")
+    wait_until_answered(page)
+    page.evaluate("""() => new Promise((done) => {
+      const place = document.querySelector("#messages article:last-child [data-closed]");
+      let left = 100;
+      const timer = setInterval(() => {
+        place.append(document.createElement("p"), "A line.");
+        if (!--left) { clearInterval(timer); done(); }
+      }, 5);
+    })""")
+    expect(page.locator("#to-latest")).to_be_hidden()
+    expect(page.locator(".message").last.get_by_role("button", name="Copy")).to_be_in_viewport()
 
 
 def test_it_writes_an_answer_again_beside_the_first(page):

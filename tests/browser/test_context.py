@@ -51,6 +51,17 @@ def test_the_count_follows_what_is_typed(ferry):
     assert before < num_tokens(ferry) < before + 40
 
 
+def test_the_bar_says_what_becomes_of_messages_that_leave_the_answer_no_room(ferry):
+    box = ferry.get_by_label("Message", exact=True)
+    box.fill("Does it carry dogs as well? " * 85)
+    expect(ferry.locator("#ledger")).to_contain_text("older messages will be summarised")
+    ferry.locator("#settings [name=compress_at]").select_option("0", force=True)
+    expect(ferry.locator("#settings .saved")).to_have_text("Saved. The next answer uses it.")
+    box.press("End")
+    box.press("!")
+    expect(ferry.locator("#ledger")).to_contain_text("little room for the answer")
+
+
 def test_the_count_follows_the_files_that_are_attached(ferry):
     before = num_tokens(ferry)
     pick(ferry, "mill.txt", b"The mill was built in 1887. " * 4)

@@ -1,6 +1,7 @@
 """A conversation of 2,000 messages as a person has it: the end at once, the rest as they scroll, a jump by search."""
 
 import json
+import re
 
 import pytest
 from playwright.sync_api import expect
@@ -50,7 +51,7 @@ def test_it_opens_at_its_end_and_loads_earlier_messages_as_the_reader_scrolls_up
     first = messages(page).first
     id = first.get_attribute("id")
     scroll(page, 0)
-    expect(messages(page)).to_have_count(120)
+    expect(messages(page)).to_have_count(120, timeout=20_000)
     page.wait_for_timeout(500)  # one part for one scroll, however short the way
     expect(messages(page)).to_have_count(120)
     expect(page.locator(f"#{id}")).to_be_in_viewport()
@@ -86,3 +87,16 @@ def test_the_button_to_the_latest_message_leaves_the_middle(page, chat):
     page.get_by_role("button", name="Jump to the latest message").click()
     expect(page.locator("#later")).to_have_count(0)
     expect(messages(page).last).to_be_in_viewport()
+
+
+def test_the_end_that_was_asked_for_comes_though_the_page_looks_for_news_meanwhile(page, chat):
+    page.goto(f"{page.url}?message={chat[1]}#m-{chat[1]}")
+    expect(page.locator("#ledger")).to_contain_text("tokens", timeout=20_000)
+    held = []
+    page.route(re.compile(r"/messages\?"), lambda route: held.append(route))
+    page.get_by_role("button", name="Jump to the latest message").click()
+    page.evaluate("document.dispatchEvent(new Event('messages-changed'))")
+    page.wait_for_timeout(200)
+    for route in held:
+        route.continue_()
+    expect(page.locator("#later")).to_have_count(0)

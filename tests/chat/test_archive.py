@@ -305,7 +305,8 @@ async def test_what_is_broken_is_skipped_with_its_reason_and_a_cut_is_told(clien
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"Hello", "No conversation was found"),
+        (b"[]", "No conversation was found"),
+        (b"\x93Hello {} [ {", "neither JSON nor a ZIP file"),
         (zipped(photo=b"x"), "no conversations.json"),
         (zipped(**{"conversations.json": b"[{}]" * 99})[:-20], "damaged or cut off"),
     ],

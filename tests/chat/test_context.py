@@ -191,6 +191,16 @@ async def test_two_who_compress_at_once_get_one_summary():
     assert one == other and await database.read(conversation.summaries.count) == 1
 
 
+async def test_one_by_hand_can_be_cancelled_and_leaves_nothing():
+    conversation = await database.write(chat, 5)
+    task = compression.start(conversation.pk)
+    await asyncio.sleep(0)
+    compression.cancel(conversation.pk)
+    await asyncio.wait([task])
+    assert task.cancelled() and not await database.read(conversation.summaries.count)
+    assert await compression.start(conversation.pk)
+
+
 async def test_there_must_be_something_to_summarise():
     conversation = await database.write(chat, 1)
     with pytest.raises(ConversationError, match="nothing to summarise yet"):

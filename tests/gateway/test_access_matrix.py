@@ -213,6 +213,7 @@ FRAMES: dict[str, tuple[dict[str, str], str]] = {
     "stop": ({"message": "{message}"}, ""),
     "resume": ({"message": "{message}"}, "done"),
     "compress": ({}, "compressing"),
+    "cancel-compression": ({}, ""),
 }
 
 MAKE = """
