@@ -22,7 +22,7 @@ SYSTEM, QUESTION, ANSWER = 200, 56, 64  # tokens
 FOLLOW_UP = 24
 READING_S = 1.0
 FIRST = 4  # tokens of an answer of which only the first matters
-PAIRS = 15
+PAIRS = 11
 
 Measurement = Callable[[Door, int], Coroutine[Any, Any, float]]
 
