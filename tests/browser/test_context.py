@@ -10,13 +10,12 @@ from tests.browser.test_attachments import pick
 from tests.browser.test_chat import send, wait_until_answered
 from tests.chat.test_context_plan import FERRY
 
-NUM_CHATS = 10  # one for each test
-
 
 @pytest.fixture(scope="module")
-def chats(site):
-    """Of six questions and answers each."""
-    make = f"for _ in range({NUM_CHATS}): print(ferry('{NAME}', num_pairs=6))"
+def chats(request, site):
+    """One for each test, of six questions and answers."""
+    tests = [item for item in request.session.items if item.module is request.module and "ferry" in item.fixturenames]
+    make = f"for _ in range({len(tests)}): print(ferry('{NAME}', num_pairs=6))"
     done = site.manage("shell", "-v0", "-c", FERRY + make)
     assert done.returncode == 0, done.stderr
     return iter(done.stdout.split())
