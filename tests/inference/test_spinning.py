@@ -54,10 +54,19 @@ def test_it_spins_again_when_the_neighbour_has_gone():
     assert not machine.spinning.is_crowded
 
 
-def test_it_tries_to_spin_more_and_more_rarely_while_the_neighbour_stays():
+def test_it_sleeps_as_long_as_its_threads_stand_in_line():
+    machine, is_crowded = Machine(), set()
+    machine.pass_time(0.5, share=0.5)
+    for _ in range(4 * 60):
+        machine.pass_time(0.25, share=0.35)
+        is_crowded.add(machine.spinning.is_crowded)
+    assert is_crowded == {True}
+
+
+def test_it_tries_to_spin_more_and_more_rarely_beside_a_neighbour_that_gives_way_to_sleepers():
     machine, tries = Machine(), []
     for _ in range(4 * 60):
-        machine.pass_time(0.25, share=0.5)
+        machine.pass_time(0.25, share=0.05 if machine.spinning.is_crowded else 0.5)
         if not machine.spinning.is_crowded:
             tries.append(machine.now)
     assert 3 <= len(tries) <= 6

@@ -23,8 +23,8 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
 OBSERVE_EVERY_S = 0.25
 CROWDED_SHARE = 0.15  # of the time, threads that could run stand in line for a CPU: somebody else has it
 NUM_CROWDED = 2  # observations in a row: a short burst is over before sleeping would pay
-# While they sleep, their waiting says little of how they would fare spinning: it is tried now and then,
-# for one observation, and more rarely each time that it fails.
+# While they sleep and seldom stand in line, the neighbour may have gone, or only give way to those that wake up:
+# spinning is tried for one observation, and more rarely each time that it fails.
 FIRST_TRY_S, LAST_TRY_S = 1.0, 32.0
 
 
@@ -63,7 +63,7 @@ class Spinning:
         share = (queued_s - self._seen_s) / elapsed_s / self._num_threads
         self._seen_at, self._seen_s = now, queued_s
         if self.is_crowded:
-            if now >= self._try_at:
+            if share <= CROWDED_SHARE and now >= self._try_at:
                 self._switch(False)
                 self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
         elif share <= CROWDED_SHARE:
