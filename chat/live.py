@@ -64,6 +64,7 @@ class LiveReply:
     message: Message
     text: str
     reasoning: str
+    is_resumed: bool = False
     new_text: str = ""
     new_reasoning: str = ""
     is_void: bool = False  # the text that is committed is to go
@@ -134,12 +135,12 @@ _flushing = asyncio.Lock()
 _is_draining = False
 
 
-async def start(message: Message) -> None:
-    """Begin, or go on, to write a queued reply. From the event loop."""
+async def start(message: Message, *, is_resumed: bool = False) -> None:
+    """Begin, or go on, to write a queued reply; `is_resumed` after the end of the server. From the event loop."""
     global _ticker
     if message.pk in _live or _is_draining:
         return  # at the next start it goes on
-    reply = _live[message.pk] = LiveReply(message, message.text, message.reasoning)
+    reply = _live[message.pk] = LiveReply(message, message.text, message.reasoning, is_resumed)
     reply.render()
     reply.task = asyncio.create_task(_write(reply), name=f"reply {message.pk}")
     if _ticker is None or _ticker.done():
@@ -159,7 +160,7 @@ async def resume_interrupted() -> None:
         return list(Message.objects.filter(status__in=Message.LIVE).order_by("created_at"))
 
     for message in await database.read(interrupted):
-        await start(message)
+        await start(message, is_resumed=True)
 
 
 async def drain(seconds: float) -> None:
@@ -295,8 +296,9 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
             template_variables=variables,
         )
         version = reply.message.schema_version
+        request = conversation.request_for(reply.message)
         return _Question(
-            conversation.request_for(reply.message),
+            msgspec.structs.replace(request, was_accepted=reply.is_resumed),
             model,
             asker,
             text=reply.message.parent.text if reply.message.parent else "",

@@ -184,12 +184,12 @@ class Server:
     def _environment(self) -> dict[str, str]:
         return _environment(self.home, self.environment)
 
-    def _wait(self, is_so: Callable[[], bool]) -> None:
+    def _wait(self, is_so: Callable[[], bool], limit_s: float = START_LIMIT_S) -> None:
         assert self.process is not None
-        end = time.monotonic() + START_LIMIT_S
+        end = time.monotonic() + limit_s
         while not is_so():
             assert self.process.poll() is None, f"The server ended with {self.process.returncode}:\n{self.log}"
-            assert time.monotonic() < end, f"The server is not ready after {START_LIMIT_S} s:\n{self.log}"
+            assert time.monotonic() < end, f"The server is not ready after {limit_s} s:\n{self.log}"
             time.sleep(0.05)
 
 

@@ -74,7 +74,8 @@ async def live_once(server: Server, losses: Losses, alive_s: float) -> None:
 
 
 def wait_until_all_have_ended(server: Server) -> None:
-    server._wait(lambda: not query(server.home, "SELECT 1 FROM chat_message WHERE status IN ('queued', 'streaming')"))
+    live = "SELECT 1 FROM chat_message WHERE status IN ('queued', 'streaming')"
+    server._wait(lambda: not query(server.home, live), limit_s=60 + 6 * NUM_KILLS)
 
 
 def prepared(home: Path, **options: str) -> Server:
@@ -110,6 +111,31 @@ def test_the_same_test_sees_a_server_that_shows_before_it_commits(tmp_path):
                 return
             server.start()
     pytest.fail("The fault was there, and the test did not see it.")
+
+
+# More replies than the engine's queue holds, and one that is as long as the window
+
+INTERRUPTED = """
+from django.contrib.auth.models import User
+from chat.models import Conversation
+owner = User.objects.get(username="$name")
+for number in range(120):
+    chat = Conversation.objects.create(owner=owner, max_tokens=150, temperature=100, top_k=0, top_p=1, min_p=0)
+    _, reply = chat.send(f"cid {number}", "Who are you?")
+reply.append("x~" * 1200)
+"""
+
+
+def test_all_replies_go_on_when_there_are_more_than_the_queue_holds(tmp_path):
+    with Server(tmp_path / "home") as server:
+        said_by(server, INTERRUPTED)
+        server.kill()
+        server.start()
+        wait_until_all_have_ended(server)
+    ended = query(server.home, "SELECT status, error FROM chat_message WHERE role='assistant'")
+    assert ended == [("complete", "")] * 120
+    longest = query(server.home, "SELECT text, finish_reason FROM chat_message WHERE text LIKE 'x~%'")
+    assert longest == [("x~" * 1200, "length")]
 
 
 # What a reply is asked with outlives the process

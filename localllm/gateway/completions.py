@@ -24,7 +24,7 @@ from localllm.gateway.models import ApiKey, LanguageModel, LoggedSchema, UsageLo
 from localllm.gateway.models.usage import pack_ids, pack_messages
 from localllm.gateway.providers import local
 from localllm.inference.engine.settings import cpu_name
-from localllm.inference.errors import EngineDied, ProviderError
+from localllm.inference.errors import ContextOverflow, EngineDied, ProviderError
 from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Message, Started, Usage
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,9 @@ def _with_seed(request: ChatRequest) -> ChatRequest:
 async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) -> AsyncGenerator[Event]:
     """The provider's events; when the engine dies, those of the next one that continues the text."""
     for num_deaths in range(1, MAX_DEATHS + 1):
+        asked = record.continued(request)
         try:
-            async with aclosing(serving.stream(model, record.continued(request))) as events:
+            async with aclosing(serving.stream(model, asked)) as events:
                 async for event in events:
                     yield event
             return
@@ -92,6 +93,13 @@ async def _survive(request: ChatRequest, model: LanguageModel, record: _Record) 
             log.warning("%s (%d of %d times)", exc, num_deaths, MAX_DEATHS)
             if num_deaths == MAX_DEATHS:
                 raise
+            request = msgspec.structs.replace(request, was_accepted=True)
+        except ContextOverflow:
+            if not asked.was_accepted or not (asked.prefix or asked.reasoning):
+                raise
+            # It was at the window's end: tokenized again, a text may take more tokens than it was written in.
+            yield Finished(reason="length", seed=asked.params.seed or 0, usage=Usage())
+            return
 
 
 @dataclass(slots=True)
@@ -105,6 +113,7 @@ class _Record:
     text: str = ""
     reasoning: str = ""
     prompt_ids: tuple[int, ...] = ()
+    num_prompt: int = 0  # tokens of what was asked, as the first engine counted them
     output_ids: list[int] = field(default_factory=list)
     num_lost: int = 0  # tokens written by engines that died
     started_at: float = field(default_factory=time.monotonic)
@@ -116,6 +125,7 @@ class _Record:
         match event:
             case Started(prompt_ids=prompt_ids):
                 self.prompt_ids = prompt_ids
+                self.num_prompt = self.num_prompt or len(prompt_ids)
             case Chunk(text=text, token_ids=token_ids, reasoning=reasoning):
                 self.first_token_at = self.first_token_at or time.monotonic()
                 self.text += text
@@ -142,10 +152,10 @@ class _Record:
     def usage(self) -> Usage:
         """The account as the asker saw it, over all engines that took part."""
         now = time.monotonic()
-        own = self.finished.usage if self.finished else Usage(prompt_tokens=len(self.prompt_ids))
+        own = self.finished.usage if self.finished else Usage()
         return msgspec.structs.replace(
             own,
-            prompt_tokens=own.prompt_tokens - self.num_lost if self.num_lost else own.prompt_tokens,
+            prompt_tokens=self.num_prompt,
             completion_tokens=self.num_lost + len(self.output_ids),
             ttft_s=(self.first_token_at or now) - self.started_at,
             duration_s=now - self.started_at,

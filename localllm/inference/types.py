@@ -52,7 +52,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     `prefix` is the beginning of the answer when it is to be continued, `reasoning` what a thinking model
     wrote before it. `owner` says whose request it is: the queue is fair between owners, and only one
     owner's own prompts share a cache beyond the tokens before the first user message. With
-    `response_format` the answer is decoded by its schema.
+    `response_format` the answer is decoded by its schema. With `was_accepted` it was accepted before its
+    engine or server ended: it goes on, so a full queue does not refuse it, and a text that has come to the
+    end of the window is an answer, not an error.
     """
 
     messages: tuple[Message, ...]
@@ -61,6 +63,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     reasoning: str = ""
     owner: str = ""
     response_format: ResponseFormat | None = None
+    was_accepted: bool = False
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):

@@ -71,6 +71,7 @@ class StarterEngine:
         seed: int = 1,
         constraint: Constraint | None = None,
         next_prompt: Callable[[], list[int]] | None = None,
+        was_accepted: bool = False,
         **params: object,
     ) -> Reader:
         """Put a request in the line; nothing is computed before `step` or `run`."""
@@ -87,6 +88,7 @@ class StarterEngine:
             num_shared=len(self.runner.tokenize(head, special=True)),
             constraint=constraint,
             next_prompt=next_prompt,
+            was_accepted=was_accepted,
         )
         self.engine._accept(self.last)
         return reader

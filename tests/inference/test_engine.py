@@ -201,6 +201,13 @@ def test_it_refuses_a_request_when_the_queue_is_full():
     one_slot.run()
 
 
+def test_a_full_queue_takes_what_was_accepted_before_its_engine_ended():
+    one_slot = StarterEngine(num_slots=1, max_waiting=2)
+    readers = [one_slot.ask(prompt("Hello!"), was_accepted=True) for _ in range(4)]
+    one_slot.run()
+    assert all(reader.finished.reason == "stop" for reader in readers)
+
+
 def test_it_stops_at_a_stop_string_and_does_not_show_it(starter):
     reader = starter.ask(prompt("Who are you?"), stop=("starter",))
     starter.run()

@@ -145,7 +145,7 @@ class Engine:
 
     def _accept(self, seq: Sequence) -> None:
         num_waiting = len(self._scheduler.waiting)
-        if num_waiting >= self._max_waiting:
+        if num_waiting >= self._max_waiting and not seq.was_accepted:
             wait_s = self._wait_s(num_waiting) or 10.0
             seq.emit(
                 QueueFull(

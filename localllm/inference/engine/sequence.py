@@ -35,6 +35,7 @@ class Sequence:
     constraint: Constraint | None = None  # what the answer must be decoded by
     parser: ReasoningParser | None = None  # parses the reasoning of a thinking model apart
     next_prompt: Callable[[], list[int]] | None = None
+    was_accepted: bool = False  # before its engine ended: a full queue does not refuse it
     num_computed: int = 0  # how many of `tokens` are in the KV cache
     num_reused: int = 0
     slot: int | None = None  # llama.cpp's seq_id; None while waiting

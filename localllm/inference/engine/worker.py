@@ -190,6 +190,7 @@ class Worker:
             max_tokens=max_tokens,
             emit=self._teller(id, answer),
             next_prompt=lambda: self._next_prompt(id, request, "".join(answer)),
+            was_accepted=request.was_accepted,
             owner=request.owner,
             num_shared=num_shared,
             constraint=self._format.constraint(request, max_tokens, opens_reasoning=rendered.opens_reasoning),
