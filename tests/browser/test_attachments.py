@@ -8,6 +8,7 @@ from contextlib import closing
 from playwright.sync_api import expect
 
 from tests.browser.conftest import SHOTS
+from tests.browser.test_chat import send, wait_until_answered
 from tests.chat.exports import chatgpt
 
 TOWNS = "\n\n".join(f"Town number {n} was founded in {1000 + n}. " + "It has a church. " * 40 for n in range(60))
@@ -40,12 +41,9 @@ def pick(page, name, data):
     chooser.value.set_files([{"name": name, "mimeType": "", "buffer": data}])
 
 
-def send(page, text):
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-    page.wait_for_url(re.compile("/chat/"))
-    expect(page.locator(".message.user .bubble").last).to_have_text(text)
-    expect(page.locator("[data-live]")).to_have_count(0, timeout=60_000)
+def ask(page, text):
+    send(page, text)
+    wait_until_answered(page)
 
 
 def cite(site, answer_id):
@@ -61,7 +59,7 @@ def test_a_dropped_file_is_sent_and_a_citation_opens_its_passage(page, site):
     expect(chip).to_contain_text("tokens")
     expect(chip.get_by_role("combobox")).to_contain_text("cut after")
     page.screenshot(path=SHOTS / "attachment.png")
-    send(page, "When was town number 42 founded?")
+    ask(page, "When was town number 42 founded?")
     expect(page.locator(".file-chip")).to_have_count(0)
     expect(page.locator(".sent-files")).to_contain_text(re.compile(r"\d passages"))
     cite(site, page.locator(".message.assistant").last.get_attribute("id"))
@@ -98,18 +96,18 @@ def test_a_file_is_pasted_from_the_clipboard_and_sent(page):
     page.get_by_label("Message", exact=True).focus()
     assert page.evaluate(PASTE_FILE, ["towns.csv", "town,founded\nUppsala,1286\n"])
     expect(page.locator(".file-chip[data-file]")).to_contain_text("towns.csv")
-    send(page, "When was it founded?")
+    ask(page, "When was it founded?")
     expect(page.locator(".sent-files")).to_contain_text("towns.csv")
 
 
 def test_a_second_message_takes_files_too_and_one_that_cannot_be_read_says_why(page, complaints):
-    send(page, "Hello")
+    ask(page, "Hello")
     pick(page, "report.txt", b"MZ\x90\x00" + bytes(1000))
     expect(page.locator(".file-chip.is-problem")).to_contain_text("This is a program")
     page.get_by_role("button", name="OK", exact=True).click()
     pick(page, "notes.md", b"The mill was built in 1887.")
     expect(page.locator(".file-chip[data-file]")).to_have_count(1)
-    send(page, "When was the mill built?")
+    ask(page, "When was the mill built?")
     page.get_by_role("link", name="notes.md").click()
     expect(page.locator("#dialog")).to_contain_text("The mill was built in 1887.")
     assert [text for text in complaints if "422" not in text] == []
@@ -117,7 +115,7 @@ def test_a_second_message_takes_files_too_and_one_that_cannot_be_read_says_why(p
 
 
 def test_a_thumb_is_given_with_a_note_by_keyboard(page):
-    send(page, "Hello")
+    ask(page, "Hello")
     page.get_by_role("button", name="Bad answer").press("Enter")
     expect(page.get_by_role("button", name="Bad answer")).to_have_attribute("aria-pressed", "true")
     page.get_by_label("Note").fill("Too short.")

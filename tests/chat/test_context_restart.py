@@ -9,7 +9,7 @@ from tests.browser_client import Browser
 from tests.chat.test_context_plan import FERRY
 from tests.chat.test_socket import heard
 from tests.server import ADMIN, PASSWORD, Server
-from tests.test_durability import query, reply_to, stored, wait_until_all_have_ended
+from tests.test_durability import query, reply_to, stored, wait_until_live
 
 FILL = FERRY + f"print(ferry('{ADMIN}', num_pairs=20))"
 
@@ -35,7 +35,7 @@ async def test_a_server_killed_while_it_summarises_loses_nothing_and_answers_at_
         server.kill()
         assert query(server.home, "SELECT 1 FROM chat_summary") == []
         server.start()
-        wait_until_all_have_ended(server)
+        wait_until_live(server)
         assert stored(server.home, reply_to(server.home, cid))[0] == "complete"
         assert len(query(server.home, "SELECT 1 FROM chat_summary")) == 1
         assert len(query(server.home, "SELECT 1 FROM chat_message WHERE text <> ''")) == 42
@@ -58,7 +58,7 @@ async def test_of_two_tabs_that_compress_at_once_both_get_the_one_summary(server
 async def test_a_compression_without_sense_is_answered_with_a_sentence(server):
     browser = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD)
     conversation = await asyncio.to_thread(browser.new_chat, "Hello!")
-    wait_until_all_have_ended(server)
+    wait_until_live(server)
     async with await browser.connect(conversation) as socket:
         for frame in (
             '{"type": "compress"}',

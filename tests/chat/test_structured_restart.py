@@ -6,7 +6,7 @@ import uuid
 
 from tests.browser_client import Browser
 from tests.server import ADMIN, PASSWORD, Server
-from tests.test_durability import query, reply_to, stored, wait_until_all_have_ended
+from tests.test_durability import query, reply_to, stored, wait_until_live
 
 MAKE = """
 from schemas_app.models import Schema
@@ -22,7 +22,7 @@ def test_an_answer_by_a_schema_goes_on_when_the_server_was_killed(tmp_path):
         schema = server.manage("shell", "-v0", "-c", MAKE).stdout.strip()
         reply, part = ask_and_kill(server, schema)
         server.start()
-        wait_until_all_have_ended(server)
+        wait_until_live(server)
         status, text = stored(server.home, reply)
         ((guarantee,),) = query(server.home, "SELECT guarantee FROM chat_message WHERE id=?", uuid.UUID(reply).hex)
     numbers = [int(each) for each in part.strip("[] ").split(",")[:-1]]
