@@ -9,6 +9,7 @@ const box = byId("composer-text");
 const messages = byId("messages");
 const conversation = composer?.dataset.conversation ?? "";
 const MAX_FRAME_BYTES = 250_000; // the server closes a socket that sends more
+const STILL_WRITING = "The answer is still being written. Wait for its end, or stop it with Esc.";
 const draftKey = `draft:${conversation || "new"}`;
 const points = (text) => Array.from(text); // the server counts code points, not UTF-16 units
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
@@ -193,6 +194,7 @@ function startChat() {
     },
     async done({ message }, state) {
       live.delete(message);
+      if (!live.size && byId("problem").textContent === STILL_WRITING) problem("");
       const response = await fetch(`${messages.dataset.url}/${message}`);
       if (!response.ok) return refresh();
       const element = parse(await response.text())[0];
@@ -354,11 +356,17 @@ function startChat() {
     byId("problem").hidden = !text;
   }
 
+  // One answer at a time: says so, where something else is asked for meanwhile.
+  function mustWait() {
+    if (live.size) problem(STILL_WRITING);
+    return live.size > 0 || outbox.length > 0;
+  }
+
   composer.addEventListener("submit", (event) => {
     event.preventDefault();
     if (box.value.trim() === "/compress") return compress();
-    const isBusy = live.size > 0 || outbox.length > 0;
-    if (!isBusy && box.value.trim()) submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
+    if (!box.value.trim() || mustWait()) return;
+    submit({ type: "send", text: box.value, ...schemaChoice(), attachments: chosenFiles() });
   });
 
   const chosenFiles = () =>
@@ -373,15 +381,15 @@ function startChat() {
     byId("dialog").close();
     problem("");
     if (box.value.trim() === "/compress") setComposer("");
-    if (!live.size) post({ type: "compress", again });
+    if (!mustWait()) post({ type: "compress", again });
   }
 
   const actions = {
     compress: () => compress(),
     "compress-again": () => compress(true),
     "cancel-compression": () => post({ type: "cancel-compression" }),
-    regenerate: (message) => live.size || post({ type: "regenerate", message, ...schemaChoice() }),
-    continue: (message) => live.size || post({ type: "continue", message }),
+    regenerate: (message) => mustWait() || post({ type: "regenerate", message, ...schemaChoice() }),
+    continue: (message) => mustWait() || post({ type: "continue", message }),
     edit: openEditor,
     "cancel-edit": closeEditor,
     stop: () => live.forEach((_, message) => post({ type: "stop", message })),
@@ -395,7 +403,7 @@ function startChat() {
 
   function openEditor(id) {
     const element = byId(`m-${id}`);
-    if (live.size || element.querySelector(".editor")) return;
+    if (element.querySelector(".editor") || mustWait()) return;
     const form = byId("editor").content.cloneNode(true).firstElementChild;
     const area = form.querySelector("textarea");
     const text = element.querySelector("[data-text]").textContent;
@@ -404,7 +412,7 @@ function startChat() {
     area.addEventListener("keydown", sendOnEnter);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
-      if (!area.value.trim() || live.size || outbox.length) return;
+      if (!area.value.trim() || mustWait()) return;
       closeEditor(id);
       submit({ type: "edit", message: id, text: area.value, ...schemaChoice() });
     });

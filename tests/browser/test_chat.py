@@ -142,6 +142,18 @@ def test_it_stops_an_answer_and_keeps_its_text(page, site):
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
 
 
+def test_it_says_that_an_answer_is_still_being_written(page, site):
+    begin_long_answer(page, site)
+    box = page.get_by_label("Message", exact=True)
+    box.fill("And another thing")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("still being written")
+    expect(box).to_have_value("And another thing")
+    page.keyboard.press("Escape")
+    expect(page.locator("#problem")).to_be_hidden()
+    site.go_on()
+
+
 def test_it_edits_a_message_into_a_branch(page):
     send(page, "Who are you?")
     wait_until_answered(page)

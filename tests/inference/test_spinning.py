@@ -6,17 +6,33 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from localllm.inference.engine.spinning import ENVIRONMENT, Spinning
+import pytest
+
+from localllm.inference.engine.spinning import ENVIRONMENT, PACKED_S, Spinning
 
 ROOT = Path(__file__).parents[2]
+
+
+class Places:
+    """Where the threads were told to run."""
+
+    is_packed = False
+
+    def pack(self):
+        self.is_packed = True
+
+    def spread(self):
+        self.is_packed = False
 
 
 class Machine:
     """A clock, and how long the process's threads have stood in line for a CPU."""
 
     def __init__(self, num_threads=2):
-        self.now, self.queued_s = 0.0, 0.0
-        self.spinning = Spinning(num_threads, queued_s=lambda: self.queued_s, clock=lambda: self.now)
+        self.now, self.queued_s, self.places = 0.0, 0.0, Places()
+        self.spinning = Spinning(
+            num_threads, queued_s=lambda: self.queued_s, packing=self.places, clock=lambda: self.now
+        )
         self.spinning.observe()
 
     def pass_time(self, seconds, share):
@@ -36,7 +52,7 @@ def test_it_spins_on_a_quiet_machine():
 def test_it_sleeps_when_a_neighbour_takes_the_cpus():
     machine = Machine()
     machine.pass_time(0.5, share=0.5)
-    assert machine.spinning.is_crowded
+    assert machine.spinning.is_crowded and machine.places.is_packed
 
 
 def test_a_short_burst_changes_nothing():
@@ -50,8 +66,24 @@ def test_a_short_burst_changes_nothing():
 def test_it_spins_again_when_the_neighbour_has_gone():
     machine = Machine()
     machine.pass_time(1, share=0.5)
-    machine.pass_time(2, share=0.0)
-    assert not machine.spinning.is_crowded
+    machine.pass_time(PACKED_S + 0.5, share=0.0)
+    assert not machine.spinning.is_crowded and not machine.places.is_packed
+
+
+def test_packed_threads_are_spread_for_one_observation_now_and_then_and_at_once_after_a_pause():
+    machine, spread_at = Machine(), []
+    machine.pass_time(0.5, share=0.5)
+    for _ in range(4 * 60):
+        machine.pass_time(0.25, share=0.5)
+        if not machine.places.is_packed:
+            spread_at.append(machine.now)
+    assert [b - a for a, b in pairwise(spread_at)] == [PACKED_S + 0.25] * (len(spread_at) - 1)
+    assert len(spread_at) == 5
+
+    machine.now += 60
+    machine.spinning.rest()
+    machine.spinning.observe()
+    assert not machine.places.is_packed
 
 
 def test_it_sleeps_as_long_as_its_threads_stand_in_line():
@@ -86,6 +118,27 @@ def test_one_thread_waits_for_nobody():
     machine = Machine(num_threads=1)
     machine.pass_time(5, share=0.9)
     assert not machine.spinning.is_crowded
+
+
+PLACES = """
+import os, threading
+from localllm.inference.engine.packing import Packing
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+def places():
+    return {frozenset(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")}
+before, packing = places(), Packing(num_threads=len(os.sched_getaffinity(0)))
+packing.pack()
+(packed,) = places()
+(all_cpus,) = before
+packing.spread()
+print(packed < all_cpus, len(packed) == (len(all_cpus) + 1) // 2, places() == before)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="There is only one CPU to run on.")
+def test_all_threads_are_really_packed_and_spread():
+    done = subprocess.run([sys.executable, "-c", PLACES], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "True"]
 
 
 SWITCH = """

@@ -15,7 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from localllm.inference.engine.packing import Packing, queued_s
 
 # Spin as long as libgomp does by default; "passive" makes the throttled count zero.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
@@ -23,8 +24,11 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
 OBSERVE_EVERY_S = 0.25
 CROWDED_SHARE = 0.15  # of the time, threads that could run stand in line for a CPU: somebody else has it
 NUM_CROWDED = 2  # observations in a row: a short burst is over before sleeping would pay
-# While they sleep and seldom stand in line, the neighbour may have gone, or only give way to those that wake up:
-# spinning is tried for one observation, and more rarely each time that it fails.
+# Packed threads stand in line for each other, which says nothing: after this time they get all CPUs for one
+# observation, and are packed again if the neighbour is there still.
+PACKED_S = 10.0
+# While they sleep on all CPUs and seldom stand in line, the neighbour may have gone, or only give way to those
+# that wake up: spinning is tried for one observation, and more rarely each time that it fails.
 FIRST_TRY_S, LAST_TRY_S = 1.0, 32.0
 
 
@@ -35,17 +39,20 @@ class Spinning:
         self,
         num_threads: int,
         *,
-        queued_s: Callable[[], float] | None = None,
+        queued_s: Callable[[], float] = queued_s,
+        packing: Packing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_crowded = False
         self._num_threads = num_threads
-        self._queued_s = queued_s or _queued_s
+        self._queued_s = queued_s
+        self._packing = packing or Packing(num_threads)
         self._clock = clock
         self._crowd = _Crowd()
         self._seen_at: float | None = None  # not since the last rest
         self._seen_s = 0.0
         self._num_crowded = 0
+        self._spread_at = 0.0
         self._try_at = 0.0
         self._try_after_s = FIRST_TRY_S
 
@@ -54,6 +61,11 @@ class Spinning:
         if self._num_threads < 2:
             return
         now = self._clock()
+        if self._packing.is_packed:
+            if now < self._spread_at:
+                return
+            self._packing.spread()
+            self.rest()
         if self._seen_at is None:
             self._seen_at, self._seen_s = now, self._queued_s()
         elapsed_s = now - self._seen_at
@@ -63,15 +75,18 @@ class Spinning:
         share = (queued_s - self._seen_s) / elapsed_s / self._num_threads
         self._seen_at, self._seen_s = now, queued_s
         if self.is_crowded:
-            if share <= CROWDED_SHARE and now >= self._try_at:
-                self._switch(False)
+            if share > CROWDED_SHARE:
+                self._pack(now)
+            elif now >= self._try_at:
+                self._spin()
                 self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
         elif share <= CROWDED_SHARE:
             self._num_crowded, self._try_after_s = 0, FIRST_TRY_S
         else:
             self._num_crowded += 1
             if self._num_crowded >= NUM_CROWDED:
-                self._switch(True)
+                self._sleep()
+                self._pack(now)
                 self._try_at = now + self._try_after_s
                 self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
 
@@ -79,9 +94,17 @@ class Spinning:
         """Nothing was computed for a while: what happened meanwhile says nothing."""
         self._seen_at = None
 
-    def _switch(self, is_crowded: bool) -> None:
-        self.is_crowded = is_crowded
-        self._crowd.gather() if is_crowded else self._crowd.disperse()
+    def _pack(self, now: float) -> None:
+        self._packing.pack()
+        self._spread_at = now + PACKED_S
+
+    def _sleep(self) -> None:
+        self.is_crowded = True
+        self._crowd.gather()
+
+    def _spin(self) -> None:
+        self.is_crowded = False
+        self._crowd.disperse()
 
 
 class _Crowd:
@@ -115,14 +138,3 @@ class _Crowd:
         self._gomp.GOMP_parallel(self._nothing, None, (os.cpu_count() or 1) + 1, 0)
         are_here.set()
         self._may_go.wait()
-
-
-def _queued_s() -> float:
-    """Seconds that the threads of this process were ready to run and had no CPU, since they began."""
-    total_ns = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total_ns += int(path.read_text().split()[1])
-        except (OSError, IndexError, ValueError):
-            continue  # a thread that has just ended
-    return total_ns / 1e9
