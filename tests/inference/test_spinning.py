@@ -28,10 +28,14 @@ class Places:
 class Machine:
     """A clock, and how long the process's threads have stood in line for a CPU."""
 
-    def __init__(self, num_threads=2):
+    def __init__(self, num_threads=2, environ=ENVIRONMENT):
         self.now, self.queued_s, self.places = 0.0, 0.0, Places()
         self.spinning = Spinning(
-            num_threads, queued_s=lambda: self.queued_s, packing=self.places, clock=lambda: self.now
+            num_threads,
+            queued_s=lambda: self.queued_s,
+            packing=self.places,
+            environ=environ,
+            clock=lambda: self.now,
         )
         self.spinning.observe()
 
@@ -118,6 +122,12 @@ def test_one_thread_waits_for_nobody():
     machine = Machine(num_threads=1)
     machine.pass_time(5, share=0.9)
     assert not machine.spinning.is_crowded
+
+
+def test_openmp_variables_of_the_user_stay_as_they_are():
+    machine = Machine(environ={"OMP_WAIT_POLICY": "passive"})
+    machine.pass_time(5, share=0.9)
+    assert not machine.spinning.is_crowded and not machine.places.is_packed
 
 
 PLACES = """

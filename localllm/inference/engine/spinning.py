@@ -14,7 +14,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from localllm.inference.engine.packing import Packing, queued_s
 
@@ -41,9 +41,12 @@ class Spinning:
         *,
         queued_s: Callable[[], float] = queued_s,
         packing: Packing | None = None,
+        environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_crowded = False
+        # One thread waits for nobody, and whoever has set OpenMP's variables has chosen how threads wait.
+        self._is_at_work = num_threads > 1 and environ.items() >= ENVIRONMENT.items()
         self._num_threads = num_threads
         self._queued_s = queued_s
         self._packing = packing or Packing(num_threads)
@@ -58,7 +61,7 @@ class Spinning:
 
     def observe(self) -> None:
         """Look how long this process's threads stood in line for a CPU, and switch if need be."""
-        if self._num_threads < 2:
+        if not self._is_at_work:
             return
         now = self._clock()
         if self._packing.is_packed:
