@@ -63,6 +63,8 @@ class ChatConsumer(AsyncWebsocketConsumer):
         if not await self._may_use():
             return
         await self.channel_layer.group_add(self.group, self.channel_name)
+        if compression.is_under_way(self.conversation_id):
+            await self._send({"type": "compressing", "is_on": True})
 
     async def disconnect(self, code: int) -> None:
         for reader in self.readers.values():

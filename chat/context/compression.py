@@ -80,6 +80,11 @@ def start(conversation_id: UUID, *, again: bool = False) -> asyncio.Task[Summary
     return task
 
 
+def is_under_way(conversation_id: UUID) -> bool:
+    """Whether a compression by hand is being written."""
+    return conversation_id in _by_hand
+
+
 def cancel(conversation_id: UUID) -> None:
     """End the compression by hand that is under way, if there is one; nothing of it is kept."""
     if task := _by_hand.get(conversation_id):

@@ -55,6 +55,19 @@ async def test_of_two_tabs_that_compress_at_once_both_get_the_one_summary(server
     assert len(summaries) == 1
 
 
+async def test_a_tab_that_opens_meanwhile_is_told_that_a_summary_is_being_written(server):
+    conversation = fill(server)
+    browser = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD)
+    server.pause()
+    async with await browser.connect(conversation) as one:
+        await one.send('{"type": "compress"}')
+        assert (await heard(one, "compressing"))["is_on"]
+        async with await browser.connect(conversation) as two:
+            assert (await heard(two, "compressing"))["is_on"]
+            server.go_on()
+            assert not (await heard(two, "compressing"))["is_on"]
+
+
 async def test_a_compression_without_sense_is_answered_with_a_sentence(server):
     browser = await asyncio.to_thread(Browser, server.url, ADMIN, PASSWORD)
     conversation = await asyncio.to_thread(browser.new_chat, "Hello!")

@@ -17,9 +17,13 @@ class Places:
     """Where the threads were told to run."""
 
     is_packed = False
+    others_are_idle = False
 
     def pack(self):
         self.is_packed = True
+
+    def is_roomy(self):
+        return self.others_are_idle
 
     def spread(self):
         self.is_packed = False
@@ -56,6 +60,12 @@ def test_it_spins_on_a_quiet_machine():
 def test_it_sleeps_when_a_neighbour_takes_the_cpus():
     machine = Machine()
     machine.pass_time(0.5, share=0.5)
+    assert machine.spinning.is_crowded and not machine.places.is_packed
+
+
+def test_it_packs_its_threads_when_they_sleep_and_stand_in_line_still():
+    machine = Machine()
+    machine.pass_time(0.75, share=0.5)
     assert machine.spinning.is_crowded and machine.places.is_packed
 
 
@@ -70,24 +80,30 @@ def test_a_short_burst_changes_nothing():
 def test_it_spins_again_when_the_neighbour_has_gone():
     machine = Machine()
     machine.pass_time(1, share=0.5)
-    machine.pass_time(PACKED_S + 0.5, share=0.0)
+    machine.places.others_are_idle = True
+    machine.pass_time(1, share=0.0)
     assert not machine.spinning.is_crowded and not machine.places.is_packed
 
 
-def test_packed_threads_are_spread_for_one_observation_now_and_then_and_at_once_after_a_pause():
+def test_a_request_after_a_pause_has_all_cpus_when_there_is_room():
+    machine = Machine()
+    machine.pass_time(1, share=0.5)
+    machine.spinning.rest()
+    assert machine.places.is_packed
+    machine.places.others_are_idle = True
+    machine.spinning.rest()
+    assert not machine.places.is_packed
+
+
+def test_packed_threads_are_spread_for_one_observation_now_and_then():
     machine, spread_at = Machine(), []
-    machine.pass_time(0.5, share=0.5)
+    machine.pass_time(0.75, share=0.5)
     for _ in range(4 * 60):
         machine.pass_time(0.25, share=0.5)
         if not machine.places.is_packed:
             spread_at.append(machine.now)
     assert [b - a for a, b in pairwise(spread_at)] == [PACKED_S + 0.25] * (len(spread_at) - 1)
     assert len(spread_at) == 5
-
-    machine.now += 60
-    machine.spinning.rest()
-    machine.spinning.observe()
-    assert not machine.places.is_packed
 
 
 def test_it_sleeps_as_long_as_its_threads_stand_in_line():
@@ -131,7 +147,7 @@ def test_openmp_variables_of_the_user_stay_as_they_are():
 
 
 PLACES = """
-import os, threading
+import os, subprocess, sys, threading, time
 from localllm.inference.engine.packing import Packing
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 def places():
@@ -140,15 +156,23 @@ before, packing = places(), Packing(num_threads=len(os.sched_getaffinity(0)))
 packing.pack()
 (packed,) = places()
 (all_cpus,) = before
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in all_cpus]
+for process, cpu in zip(busy, all_cpus):
+    os.sched_setaffinity(process.pid, {cpu})
+packing.is_roomy()
+time.sleep(0.3)
+is_roomy = packing.is_roomy()
+for process in busy:
+    process.kill()
 packing.spread()
-print(packed < all_cpus, len(packed) == (len(all_cpus) + 1) // 2, places() == before)
+print(packed < all_cpus, len(packed) == (len(all_cpus) + 1) // 2, not is_roomy, places() == before)
 """
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="There is only one CPU to run on.")
 def test_all_threads_are_really_packed_and_spread():
     done = subprocess.run([sys.executable, "-c", PLACES], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True", "True"]
+    assert done.stdout.split() == ["True"] * 4
 
 
 SWITCH = """

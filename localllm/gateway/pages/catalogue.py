@@ -92,7 +92,7 @@ async def get(request: Request, slug: str) -> HttpResponse:
         return await database.read(_first_card, request, problem)
     if problem:
         messages.error(request, problem)
-        return redirect("models:catalogue-entry", slug)
+        return redirect("models:catalogue")  # the entry's page would ask the hub again, and say the same
     return redirect("models:downloads")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 # Rounds of a hash: some 30 ms of one CPU, computed without Python's lock.
 BALLAST_ROUNDS = 120_000
+ROOMY_SHARE = 0.5  # of the time, CPUs that were left to neighbours have nothing to do
 
 
 class Packing:
@@ -27,17 +28,27 @@ class Packing:
         self.is_packed = False
         self._num_threads = num_threads
         self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self._others: set[int] = set()  # which neighbours have while it is packed
+        self._others_were = 0, 0
 
     def pack(self) -> None:
         # Where most of them are now the kernel has found the most room, beside another model of ours too.
         ran_ns = _ran_ns()
         by_room = sorted(self._cpus, key=lambda cpu: ran_ns[cpu], reverse=True)
-        _run_on(set(by_room[: (self._num_threads + 1) // 2]))
+        ours = set(by_room[: (self._num_threads + 1) // 2])
+        _run_on(ours)
         # Threads that sleep at barriers look light to the kernel's balance, too light for it to move a neighbour
         # away: for a moment they get company that looks heavy.
         for _ in range(self._num_threads):
             threading.Thread(target=_be_heavy, name="ballast", daemon=True).start()
-        self.is_packed = True
+        self.is_packed, self._others = True, self._cpus - ours
+        self._others_were = _ticks(self._others)
+
+    def is_roomy(self) -> bool:
+        """Whether the CPUs that are left to neighbours were mostly idle since it was asked last."""
+        idle_before, total_before = self._others_were
+        self._others_were = idle, total = _ticks(self._others)
+        return idle - idle_before > ROOMY_SHARE * (total - total_before)
 
     def spread(self) -> None:
         _run_on(self._cpus)
@@ -64,6 +75,18 @@ def _threads() -> Iterator[tuple[Path, int, int]]:
         with contextlib.suppress(OSError, ValueError):  # it has just ended
             ran_ns, queued_ns, _ = map(int, (thread / "schedstat").read_text().split())
             yield thread, ran_ns, queued_ns
+
+
+def _ticks(cpus: set[int]) -> tuple[int, int]:
+    """How long these CPUs were idle, and how long they were there, in the kernel's ticks."""
+    idle = total = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
+            ticks = list(map(int, fields[:8]))  # user, nice, system, idle, iowait, irq, softirq, steal
+            idle += ticks[3] + ticks[4]
+            total += sum(ticks)
+    return idle, total
 
 
 def _be_heavy() -> None:

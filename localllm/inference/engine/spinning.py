@@ -24,8 +24,8 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300000"}
 OBSERVE_EVERY_S = 0.25
 CROWDED_SHARE = 0.15  # of the time, threads that could run stand in line for a CPU: somebody else has it
 NUM_CROWDED = 2  # observations in a row: a short burst is over before sleeping would pay
-# Packed threads stand in line for each other, which says nothing: after this time they get all CPUs for one
-# observation, and are packed again if the neighbour is there still.
+# Packed threads stand in line for each other, which says nothing. They get all CPUs back as soon as there is room, and
+# after this time for one observation, because a neighbour may only fill up what nobody wants.
 PACKED_S = 10.0
 # While they sleep on all CPUs and seldom stand in line, the neighbour may have gone, or only give way to those
 # that wake up: spinning is tried for one observation, and more rarely each time that it fails.
@@ -65,10 +65,13 @@ class Spinning:
             return
         now = self._clock()
         if self._packing.is_packed:
-            if now < self._spread_at:
+            if self._seen_at is not None and now - self._seen_at < OBSERVE_EVERY_S:
+                return
+            self._seen_at = now
+            if now < self._spread_at and not self._packing.is_roomy():
                 return
             self._packing.spread()
-            self.rest()
+            self._seen_at = None
         if self._seen_at is None:
             self._seen_at, self._seen_s = now, self._queued_s()
         elapsed_s = now - self._seen_at
@@ -79,7 +82,8 @@ class Spinning:
         self._seen_at, self._seen_s = now, queued_s
         if self.is_crowded:
             if share > CROWDED_SHARE:
-                self._pack(now)
+                self._packing.pack()
+                self._spread_at = now + PACKED_S
             elif now >= self._try_at:
                 self._spin()
                 self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
@@ -89,17 +93,14 @@ class Spinning:
             self._num_crowded += 1
             if self._num_crowded >= NUM_CROWDED:
                 self._sleep()
-                self._pack(now)
                 self._try_at = now + self._try_after_s
                 self._try_after_s = min(2 * self._try_after_s, LAST_TRY_S)
 
     def rest(self) -> None:
-        """Nothing was computed for a while: what happened meanwhile says nothing."""
+        """Nothing was computed for a while: what happened meanwhile says nothing, but the neighbour may have gone."""
         self._seen_at = None
-
-    def _pack(self, now: float) -> None:
-        self._packing.pack()
-        self._spread_at = now + PACKED_S
+        if self._packing.is_packed and self._packing.is_roomy():
+            self._packing.spread()
 
     def _sleep(self) -> None:
         self.is_crowded = True
