@@ -78,9 +78,13 @@ def _threads() -> Iterator[tuple[Path, int, int]]:
 
 
 def _ticks(cpus: set[int]) -> tuple[int, int]:
-    """How long these CPUs were idle, and how long they were there, in the kernel's ticks."""
+    """How long these CPUs were idle, and how long they were there, in the kernel's ticks; zeros where it does not tell."""
     idle = total = 0
-    for line in Path("/proc/stat").read_text().splitlines():
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0, 0  # a service may see nothing of /proc but processes
+    for line in lines:
         name, *fields = line.split()
         if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
             ticks = list(map(int, fields[:8]))  # user, nice, system, idle, iowait, irq, softirq, steal
