@@ -78,7 +78,7 @@ def _threads() -> Iterator[tuple[Path, int, int]]:
 
 
 def _ticks(cpus: set[int]) -> tuple[int, int]:
-    """How long these CPUs were idle, and how long they were there, in the kernel's ticks; zeros where it does not tell."""
+    """How long these CPUs were idle, and how long they were there, in ticks; zeros where the kernel tells nothing."""
     idle = total = 0
     try:
         lines = Path("/proc/stat").read_text().splitlines()
