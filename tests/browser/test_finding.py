@@ -12,6 +12,13 @@ from tests.server import ROOT
 STARTER = (ROOT / "localllm/gateway/data/starter.gguf").read_bytes()
 QUANTISATIONS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 SLOW_S = 0.3  # before each of some fifty pieces of a file
+MOVE_AT_ONCE = """() => new MutationObserver((changes, observer) => {
+  const slider = document.querySelector("#n_ctx")
+  if (!slider) return
+  observer.disconnect()
+  slider.value = slider.min
+  slider.dispatchEvent(new Event("input", {bubbles: true}))
+}).observe(document.body, {childList: true, subtree: true})"""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +104,13 @@ def test_the_slider_tells_what_a_window_takes(open_page, site, scheme):
     assert account.inner_text() != before
     page.screenshot(path=SHOTS / f"fit-phone-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_slider_listens_from_the_moment_it_is_there(page, site):
+    page.goto(f"{site.url}/models/hub/?repo=someone/else")
+    page.evaluate(MOVE_AT_ONCE)
+    page.get_by_role("link", name="model-Q6_K.gguf").click()
+    expect(page.locator("#hub-account")).to_contain_text("256 tokens for each of 4 conversations")
 
 
 @pytest.mark.parametrize("path", ["catalogue/", "catalogue/qwen3-8b/", "downloads/", "hub/?repo=someone/else"])

@@ -36,6 +36,7 @@ STEP_LIMIT_S = 180.0  # one batch takes so long: llama.cpp hangs
 RENDER_LIMIT_S = 2.0  # a chat template takes so long: it will not end
 FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.2, 30.0
 STEADY_AFTER_S = 60.0  # a worker that lived so long was no crash loop
+BUFFER_BYTES = 64 << 10  # of what is read from a worker at once
 TEXTS_PER_MESSAGE = 64  # of one who wants embeddings; others come in between
 MAX_FAILED_LOADS = 3  # workers in a row that ended before they were ready: this model will not load
 PROJECT = Path(__file__).parents[3]
@@ -265,6 +266,8 @@ class EngineHost:
     def _receive(self, message: wire.FromWorker) -> None:
         self._last_heard = time.monotonic()
         match message:
+            case wire.Told(id=id, event=event):
+                self._deliver(id, event)
             case wire.Progress(fraction=fraction):
                 self.fraction = fraction
                 self._set_state("loading")
@@ -280,8 +283,6 @@ class EngineHost:
                 self._rendering.pop(id, None)
             case wire.Counted(id=id) | wire.CountedTexts(id=id) | wire.Previewed(id=id) | wire.Embedded(id=id):
                 self._deliver(id, message)
-            case wire.Told(id=id, event=event):
-                self._deliver(id, event)
             case wire.Failed(id=id, error=error):
                 self._end(id, error)
             case wire.Measured(speed=speed):
@@ -350,16 +351,23 @@ class EngineHost:
             inbox.put_nowait(error)
 
 
-class _Connection(asyncio.Protocol):
-    """The worker's end of the talk, message by message. A stream reader would cost a turn of the loop for each."""
+class _Connection(asyncio.BufferedProtocol):
+    """The worker's end of the talk, message by message. A stream reader would cost a turn of the loop for each.
+
+    It reads into a buffer of its own: otherwise asyncio takes fresh memory of 256 KiB for each few bytes.
+    """
 
     def __init__(self, receive: Callable[[wire.FromWorker], None]) -> None:
         self.is_over = asyncio.get_running_loop().create_future()
         self._receive = receive
         self._unframer = wire.Unframer()
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
 
-    def data_received(self, data: bytes) -> None:
-        for body in self._unframer.feed(data):
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        for body in self._unframer.feed(self._buffer[:nbytes]):
             self._receive(wire.from_worker.decode(body))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -200,7 +200,7 @@ class Unframer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         self._buffer += data
         bodies, at = [], 0
         while len(self._buffer) - at >= _LENGTH.size:
