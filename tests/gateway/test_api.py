@@ -214,6 +214,18 @@ def test_it_says_how_to_make_a_key(server: Server, key: str) -> None:
     assert answer["error"]["code"] == "invalid_api_key"
 
 
+def test_a_key_remembers_its_use_and_is_known_while_the_database_is_locked(
+    server: Server, api: OpenAI, key: str
+) -> None:
+    api.models.list()
+    with closing(sqlite3.connect(server.home / "localllm.sqlite3", timeout=10, isolation_level=None)) as database:
+        used_lately = "SELECT last_used_at > datetime('now', '-2 minutes') FROM gateway_apikey WHERE prefix = ?"
+        assert database.execute(used_lately, [key[:8]]).fetchone() == (1,)
+        database.execute("BEGIN IMMEDIATE")
+        assert api.models.list()
+        database.execute("ROLLBACK")
+
+
 def test_a_cookie_is_no_key(server: Server) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
         connection.request("GET", "/v1/models", headers={"Cookie": "sessionid=x"})

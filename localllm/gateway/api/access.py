@@ -19,7 +19,10 @@ from localllm.inference.errors import ProviderError
 
 class BearerKey(HttpBearer):
     async def authenticate(self, request: HttpRequest, token: str) -> ApiKey | None:
-        return await database.write(ApiKey.objects.authenticate, token.strip())
+        key = await database.read(ApiKey.objects.authenticate, token.strip())
+        if key is not None and not key.is_use_noted:
+            await database.write(key.note_use)
+        return key
 
 
 async def find_model(name: str) -> LanguageModel:

@@ -9,7 +9,6 @@ from datetime import timedelta
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import models
-from django.db.models import Q
 from django.utils import timezone
 
 LAST_USED_STEP = timedelta(minutes=1)  # how exact `last_used_at` is: a write per request would be waste
@@ -22,13 +21,8 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.create(user=user, name=name, prefix=text[:8], digest=_digest(text)), text
 
     def authenticate(self, text: str) -> ApiKey | None:
-        """The usable key of that text, its user active."""
-        row = self.select_related("user").filter(digest=_digest(text), revoked_at=None, user__is_active=True).first()
-        if row:
-            self.filter(Q(last_used_at=None) | Q(last_used_at__lt=timezone.now() - LAST_USED_STEP), pk=row.pk).update(
-                last_used_at=timezone.now()
-            )
-        return row
+        """The usable key of that text, its user active. Only reads: a database that is being written delays nobody."""
+        return self.select_related("user").filter(digest=_digest(text), revoked_at=None, user__is_active=True).first()
 
 
 class ApiKey(models.Model):
@@ -48,6 +42,14 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+    @property
+    def is_use_noted(self) -> bool:
+        """Is `last_used_at` as exact as it has to be?"""
+        return self.last_used_at is not None and timezone.now() - self.last_used_at < LAST_USED_STEP
+
+    def note_use(self) -> None:
+        ApiKey.objects.filter(pk=self.pk).update(last_used_at=timezone.now())  # it may have been deleted meanwhile
 
     def revoke(self) -> None:
         self.revoked_at = timezone.now()
