@@ -1,7 +1,7 @@
 """Replies under way. A reply is a task owned by the server; sockets only read it, each with a cursor.
 
-Text is committed before it is shown: every 40 ms one transaction appends the new text of all live
-replies, and only then are the readers woken. So nothing is ever shown that a crash would forget.
+Text is committed before it is shown: one transaction appends the new text of all live replies, and only
+then are the readers woken. So nothing is ever shown that a crash would forget.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loadin
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.04
+REST_S = 0.02  # between two commits; a provider may send each token apart, and several models come out of step
 FORM_S = 0.12  # between two states of a form at least
 FORM_CHARS_PER_S = 200_000  # of HTML, to one reader
 Frame = dict[str, Any]
@@ -59,7 +59,7 @@ class Piece:
 
 @dataclass(eq=False, slots=True)
 class LiveReply:
-    """One reply while it is written. `text` and `reasoning` are committed; what is new waits for the next tick."""
+    """One reply while it is written. `text` and `reasoning` are committed; what is new waits for the next commit."""
 
     message: Message
     text: str
@@ -130,21 +130,18 @@ class _Question:
 
 
 _live: dict[UUID, LiveReply] = {}
-_ticker: asyncio.Task[None] | None = None
+_flusher: asyncio.Task[None] | None = None
 _flushing = asyncio.Lock()
 _is_draining = False
 
 
 async def start(message: Message, *, is_resumed: bool = False) -> None:
     """Begin, or go on, to write a queued reply; `is_resumed` after the end of the server. From the event loop."""
-    global _ticker
     if message.pk in _live or _is_draining:
         return  # at the next start it goes on
     reply = _live[message.pk] = LiveReply(message, message.text, message.reasoning, is_resumed)
     reply.render()
     reply.task = asyncio.create_task(_write(reply), name=f"reply {message.pk}")
-    if _ticker is None or _ticker.done():
-        _ticker = asyncio.create_task(_tick(), name="reply ticker")
 
 
 def stop(message_id: UUID) -> bool:
@@ -184,7 +181,8 @@ async def tail(message_id: UUID) -> AsyncGenerator[Frame]:
     stage: Frame = {}
     cursor = 0  # in the reasoning
     while True:
-        changed = reply.changed
+        # Taken first: while a frame is on its way to a slow reader the reply goes on.
+        changed, is_over = reply.changed, reply.is_over
         if reply.stage and reply.stage != stage:
             stage = reply.stage
             yield _frame(reply, "status", **stage)
@@ -193,7 +191,7 @@ async def tail(message_id: UUID) -> AsyncGenerator[Frame]:
             yield _frame(reply, "reasoning", at=at, to=cursor, text=reply.reasoning[at:])
         for frame in await view.news():
             yield frame
-        if reply.is_over:
+        if is_over:
             yield _frame(reply, "done")
             return
         await changed.wait()
@@ -380,6 +378,7 @@ def _note(reply: LiveReply, event: Event) -> None:
     match event:
         case Chunk():
             reply.add(event)
+            _flush_soon()
             return
         case Loading(fraction=fraction):
             reply.stage = {"stage": "loading", "fraction": round(fraction, 2)}
@@ -433,10 +432,17 @@ def _final_html(reply: LiveReply, text: str | None, result: StructuredResult | N
     return markdown.render(text)
 
 
-async def _tick() -> None:
-    while _live:
-        await asyncio.sleep(TICK_S)
+def _flush_soon() -> None:
+    global _flusher
+    if _flusher is None or _flusher.done():
+        _flusher = asyncio.create_task(_flush_news(), name="flusher of replies")
+
+
+async def _flush_news() -> None:
+    """At once, when all that came at the same time has been read, and again while more comes."""
+    while any(reply.has_news for reply in _live.values()):
         await _flush()
+        await asyncio.sleep(REST_S)
 
 
 async def _flush() -> None:

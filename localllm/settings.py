@@ -103,16 +103,16 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "django.middleware.security.SecurityMiddleware",
+    "localllm.gateway.middleware.SecurityMiddleware",
     "localllm.gateway.static_files.StaticFilesMiddleware",
     "localllm.gateway.security.ContentSecurityPolicyMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
-    "django.middleware.csrf.CsrfViewMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "localllm.gateway.middleware.SessionMiddleware",
+    "localllm.gateway.middleware.CommonMiddleware",
+    "localllm.gateway.middleware.CsrfViewMiddleware",
+    "localllm.gateway.middleware.AuthenticationMiddleware",
     "localllm.gateway.security.LoginRequiredMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "localllm.gateway.middleware.MessageMiddleware",
+    "localllm.gateway.middleware.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 

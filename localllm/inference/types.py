@@ -112,6 +112,15 @@ class Chunk(msgspec.Struct, frozen=True, tag=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
 
+    def __add__(self, more: Chunk) -> Chunk:
+        """Both as one piece; `more` came later."""
+        return Chunk(
+            self.text + more.text,
+            self.token_ids + more.token_ids,
+            self.logprobs + more.logprobs,
+            self.reasoning + more.reasoning,
+        )
+
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What a generation took. Times in seconds."""

@@ -1,6 +1,6 @@
 """From a token sampled in the worker to its frame at a websocket client: the whole way of a chat reply.
 
-That is worker, socket, door, commit, tick, frame, client. The worker notes when it sampled each token, the
+That is worker, socket, door, commit, frame, client. The worker notes when it sampled each token, the
 client when each frame came; a token has arrived with the first frame whose cursor is past its last character.
 """
 

@@ -43,6 +43,17 @@ async def test_it_answers(host):
     assert (await answer(host, ask("Who are you?"))).startswith("I'm LocalLLM's small starter model")
 
 
+async def test_tokens_of_quick_steps_come_together_and_none_is_lost(host):
+    async with aclosing(
+        host.stream(ask("Tell me all.", temperature=99.0, top_k=0, top_p=1.0, min_p=0.0, seed=5))
+    ) as stream:
+        events = [event async for event in stream]
+    pieces, end = [event for event in events if isinstance(event, Chunk)], events[-1]
+    assert isinstance(end, Finished) and end.usage.completion_tokens > 20
+    assert sum(len(piece.token_ids) for piece in pieces) == end.usage.completion_tokens
+    assert len(pieces[0].token_ids) == 1 and max(len(piece.token_ids) for piece in pieces) > 1
+
+
 async def test_it_never_opens_a_window_above_the_trained_length(host):
     assert host.settings.n_ctx == 4096 and host.info.window == 1024
 

@@ -6,6 +6,7 @@ One thread owns the runner and the scheduler. Others talk to it through an inbox
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections import deque
@@ -27,9 +28,14 @@ MIN_PREFILL_TOKENS = 32
 
 class Engine:
     def __init__(
-        self, runner: Runner, *, max_batch_tokens: int, max_waiting: int, flush: Callable[[], None] = lambda: None
+        self,
+        runner: Runner,
+        *,
+        max_batch_tokens: int,
+        max_waiting: int,
+        flush: Callable[[float], None] = lambda step_s: None,
     ) -> None:
-        """`flush` is called when the events so far should be sent; those of one step go in one piece."""
+        """`flush` is called before and after each step, with the seconds until it will be called again."""
         self.num_steps = 0
         self.step_started_at: float | None = None  # monotonic; None between steps
         self._runner = runner
@@ -39,6 +45,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
         self._prefill_rate = 0.0  # tokens per second, of the last large prefill
+        self._decode_s = math.inf  # the last step that read no prompt
         self._spinning = Spinning(runner.num_threads)
         self._answered: deque[Sequence] = deque(maxlen=runner.num_slots)  # whose next turn is not prepared yet
         self._tell_speed: Callable[[Speed], None] | None = None  # a self-test is due
@@ -66,7 +73,7 @@ class Engine:
             if self._scheduler.is_idle:
                 self.use_idle_time()
             self.step()
-            self._flush()
+            self._flush(self._decode_s)
             self._spinning.observe()
 
     def run_until_idle(self) -> None:
@@ -160,8 +167,9 @@ class Engine:
     def step(self) -> None:
         self._drop_cancelled()
         self._admit()
-        self._flush()  # places in the line are told before the batch is computed, not after it
         slices = self._scheduler.schedule(self._max_prefill_tokens())
+        # Places in the line are told before the batch is computed; and no token waits while a prompt is read.
+        self._flush(self._decode_s if _only_decodes(slices) else math.inf)
         if not slices:
             return
         try:
@@ -220,9 +228,11 @@ class Engine:
         self.step_started_at = started = time.monotonic()
         samples = self._runner.run(slices)
         self.step_started_at = None
-        num_tokens = sum(piece.count for piece in slices)
+        num_tokens, elapsed_s = sum(piece.count for piece in slices), time.monotonic() - started
         if num_tokens >= MIN_PREFILL_TOKENS:
-            self._prefill_rate = num_tokens / (time.monotonic() - started)
+            self._prefill_rate = num_tokens / elapsed_s
+        if _only_decodes(slices):
+            self._decode_s = elapsed_s
         return samples
 
     def _tell(self, seq: Sequence, sample: Sample | None) -> None:
@@ -281,3 +291,7 @@ class Engine:
             seq.emit(exc)
         self._runner.clear()
         self._scheduler.forget()
+
+
+def _only_decodes(slices: list[Slice]) -> bool:
+    return all(piece.count == 1 for piece in slices)

@@ -25,6 +25,7 @@ from localllm.inference.engine.answer_format import AnswerFormat
 from localllm.inference.engine.chat_template import ChatTemplate, Rendered
 from localllm.inference.engine.embedder import Embedder, EmbedRequest
 from localllm.inference.engine.engine import Engine
+from localllm.inference.engine.outbox import Outbox
 from localllm.inference.engine.runner import Runner
 from localllm.inference.engine.scheduler import common_prefix_len
 from localllm.inference.engine.sequence import Emit, Sequence
@@ -41,7 +42,7 @@ class Worker:
         self._connection = connection
         self._unframer = wire.Unframer()
         self._sending = threading.Lock()
-        self._events: list[bytes] = []  # frames of the step that is being told; the engine thread's own
+        self._outbox = Outbox(self._send_frames)  # the engine thread's own
         self._requests: queue.SimpleQueue[wire.Submit | wire.Inquiry] = queue.SimpleQueue()
         self._sequences: dict[int, Sequence | EmbedRequest] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
@@ -55,7 +56,7 @@ class Worker:
             info = self._runner.info
             self._max_prompt_bytes = self._runner.window * self._runner.max_piece_bytes
             if info.is_embedding:
-                self._embedder = Embedder(self._runner, flush=self._flush)
+                self._embedder = Embedder(self._runner, flush=self._outbox.flush)
                 self._loop: Engine | Embedder = self._embedder
             else:
                 self._engine = self._loop = self._make_engine(info, load.settings)
@@ -79,7 +80,7 @@ class Worker:
             self._runner,
             max_batch_tokens=settings.n_batch,
             max_waiting=settings.max_waiting,
-            flush=self._flush,
+            flush=self._outbox.flush,
         )
 
     def _tell_progress(self, fraction: float) -> None:
@@ -123,12 +124,6 @@ class Worker:
     def _send(self, message: wire.FromWorker) -> None:
         """From any thread. A thread of its own for writing would take a core from the decoding ones."""
         self._send_frames(wire.frame(message))
-
-    def _flush(self) -> None:
-        """The events of all sequences of one step go out together, and wake the web process once."""
-        if self._events:
-            frames, self._events = b"".join(self._events), []
-            self._send_frames(frames)
 
     def _send_frames(self, frames: bytes) -> None:
         with self._sending:
@@ -280,10 +275,7 @@ class Worker:
         """Sends the events of a request, and collects the pieces of its answer."""
 
         def tell(event: Event | ProviderError) -> None:
-            if isinstance(event, ProviderError):
-                self._events.append(wire.frame(wire.Failed.of(id, event)))
-            else:
-                self._events.append(wire.frame(wire.Told(id, event)))
+            self._outbox.put(wire.Failed.of(id, event) if isinstance(event, ProviderError) else wire.Told(id, event))
             if isinstance(event, Chunk):
                 answer.append(event.text)
             if isinstance(event, ProviderError | Finished):
@@ -293,10 +285,9 @@ class Worker:
 
     def _embedding_teller(self, id: int) -> Callable[[tuple[Embedding, ...] | ProviderError], None]:
         def tell(answer: tuple[Embedding, ...] | ProviderError) -> None:
-            if isinstance(answer, ProviderError):
-                self._events.append(wire.frame(wire.Failed.of(id, answer)))
-            else:
-                self._events.append(wire.frame(wire.Embedded(id, answer)))
+            self._outbox.put(
+                wire.Failed.of(id, answer) if isinstance(answer, ProviderError) else wire.Embedded(id, answer)
+            )
             self._forget(id)
 
         return tell
