@@ -10,7 +10,7 @@ import pytest_asyncio
 from django.contrib.auth.models import User
 
 from chat import live
-from chat.models import Conversation
+from chat.models import Conversation, Message
 from localllm.gateway import database, providers, replays
 from localllm.gateway.models import LanguageModel, UsageLog
 from schemas_app.models import Schema
@@ -72,6 +72,21 @@ async def test_reasoning_streams_apart_from_the_answer_and_is_timed():
     final = await stored(reply)
     assert final.status == "complete" and final.reasoning == shown != ""
     assert "<think>" not in final.text + final.reasoning and final.reasoning_ms >= 0
+
+
+async def test_a_slow_reader_is_shown_the_end_of_the_reasoning():
+    reply = live.LiveReply(Message(), text="", reasoning="Let me", model_name="thinking")
+    live._live[reply.message.pk] = reply
+    shown = ""
+    async with aclosing(live.tail(reply.message.pk)) as frames:
+        async for frame in frames:
+            if frame["type"] == "reasoning":
+                shown += frame["text"]
+                # While that frame is on its way the reply ends.
+                live._live.pop(reply.message.pk, None)
+                reply.reasoning, reply.is_over = "Let me see.", True
+                reply.wake()
+    assert shown == "Let me see."
 
 
 async def test_data_follow_the_reasoning():

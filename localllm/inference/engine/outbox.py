@@ -13,8 +13,7 @@ from collections.abc import Callable
 from localllm.inference.engine import wire
 from localllm.inference.types import Chunk, Finished
 
-PATIENCE_S = 0.04  # nobody sees that
-
+PATIENCE_S = 0.04  # of a token, by the length of the last step: nobody sees that in a text
 
 Message = wire.Told | wire.Failed | wire.Embedded
 
