@@ -5,6 +5,7 @@ Knows numbers and text; nothing of models or servers.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -21,6 +22,8 @@ from deploy.build_llama import ROOT
 from tests.bench.make_model import BUILD
 
 PAGE = ROOT / "docs/benchmarks.md"
+SETTLE_S, SETTLE_ROUNDS = 0.5, 20  # longer than the pause before our engine uses idle time
+IDLE_SHARE = 0.9
 T = TypeVar("T")
 
 
@@ -110,13 +113,33 @@ def spread(values: Sequence[float], digits: int | None = None) -> str:
 
 
 async def alternate(rounds: int, *sides: Callable[[int], Awaitable[T]]) -> list[list[T]]:
-    """Let each side run once a round, in turns first and last; `sides[i](round)` gives `results[i][round]`."""
+    """Let each side run once a round, in turns first and last; `sides[i](round)` gives `results[i][round]`.
+
+    None begins before the machine is idle: our engine goes on after an answer with what the next turn begins with.
+    """
     results: list[list[T]] = [[] for _ in sides]
     for round in range(rounds):
         order = range(len(sides)) if round % 2 == 0 else reversed(range(len(sides)))
         for i in order:
+            await _settle()
             results[i].append(await sides[i](round))
     return results
+
+
+async def _settle() -> None:
+    """Wait until the CPUs do next to nothing, for some seconds at most."""
+    for _ in range(SETTLE_ROUNDS):
+        idle_before, total_before = _cpu_ticks()
+        await asyncio.sleep(SETTLE_S)
+        idle, total = _cpu_ticks()
+        if idle - idle_before >= IDLE_SHARE * (total - total_before):
+            return
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """How long all CPUs together were idle, and how long they were there."""
+    ticks = [int(field) for field in read("/proc/stat").partition("\n")[0].split()[1:9]]
+    return sum(ticks[3:5]), sum(ticks)
 
 
 def machine() -> str:

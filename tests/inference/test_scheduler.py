@@ -1,5 +1,7 @@
 """The scheduler alone: fairness, budgets, slots. Token ids are plain numbers here."""
 
+import pytest
+
 from localllm.inference.engine.scheduler import MIN_TOKENS_TO_COPY, Scheduler
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.types import SamplingParams
@@ -53,16 +55,17 @@ def test_running_answers_go_before_a_long_prompt():
     assert [(piece.seq, piece.count) for piece in scheduler.schedule()] == [(answer, 1), (prompt, 63)]
 
 
-def test_a_prompt_is_not_cut_for_a_few_tokens():
+@pytest.mark.parametrize(("length", "count"), [(128, 128), (129, 64)])
+def test_what_is_left_of_a_prompt_is_not_cut_in_two(length, count):
     scheduler = Scheduler(3, 512)
     answer = sequence([1])
     scheduler.add(answer)
     admitted(scheduler)
     scheduler.advance(scheduler.schedule()[0], [5])
-    for length in (70, 71):
-        scheduler.add(sequence(range(length), owner=f"owner {length}"))
+    scheduler.add(sequence(range(length), owner="bob"))
+    scheduler.add(sequence(range(200), owner="carol"))
     admitted(scheduler)
-    assert [piece.count for piece in scheduler.schedule(max_prefill_tokens=64)] == [1, 70]
+    assert [piece.count for piece in scheduler.schedule(max_prefill_tokens=64)] == [1, count]
 
 
 def test_prompts_get_little_of_a_step_while_others_decode_and_all_of_it_alone():

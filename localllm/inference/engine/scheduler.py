@@ -117,8 +117,8 @@ class Scheduler:
     def schedule(self, max_prefill_tokens: int | None = None) -> list[Slice]:
         """The next batch. `max_prefill_tokens` bounds what new prompts add while others decode.
 
-        Sequences that are one token behind go first, so a long prompt never stalls running answers. A prompt
-        is not cut for a few tokens: llama.cpp computes each odd end as a batch of its own.
+        Sequences that are one token behind go first, so a long prompt never stalls running answers. What is left
+        of a prompt is not cut in two: beside nine answers 61 tokens took 385 ms, 35 and 26 of them 354 and 316 ms.
         """
         room = self.max_batch_tokens
         running = sorted(self.running, key=lambda seq: seq.num_pending)
@@ -159,8 +159,8 @@ class Scheduler:
 
 
 def _uncut(num_pending: int, budget: int) -> int:
-    """How much of a prompt to compute: about `budget`, but neither all except a few tokens nor a few alone."""
-    if num_pending <= budget * 3 // 2:
+    """How much of a prompt to compute: `budget`, or all of it up to twice that; never a few tokens of a long one."""
+    if num_pending <= 2 * budget:
         return num_pending
     return budget if budget >= MIN_SLICE else 0
 
