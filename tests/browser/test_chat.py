@@ -253,6 +253,17 @@ def test_it_moves_a_chat_into_a_folder_that_can_be_renamed(page):
     expect(page.locator(".folder")).to_have_count(1)
 
 
+def test_a_chat_is_moved_without_a_script(page, open_page):
+    send(page, "Mow the lawn")
+    wait_until_answered(page)
+    plain = open_page(java_script_enabled=False)
+    plain.goto(page.url)
+    plain.get_by_role("link", name="Move to folder…").click()
+    plain.get_by_role("combobox", name="Folder").fill("Garden")
+    plain.get_by_role("button", name="Move", exact=True).click()
+    expect(plain.locator(".folder", has_text="Garden").get_by_role("link", name="Mow the lawn")).to_be_visible()
+
+
 def test_a_folder_stays_open_or_closed_as_it_was_left(page):
     send(page, "Buy a tent")
     wait_until_answered(page)
