@@ -75,7 +75,7 @@ async def test_reasoning_streams_apart_from_the_answer_and_is_timed():
 
 
 async def test_a_slow_reader_is_shown_the_end_of_the_reasoning():
-    reply = live.LiveReply(Message(), text="", reasoning="Let me", model_name="thinking")
+    reply = live.LiveReply(Message(), text="", reasoning="Let me")
     live._live[reply.message.pk] = reply
     shown = ""
     async with aclosing(live.tail(reply.message.pk)) as frames:
