@@ -103,16 +103,16 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "localllm.gateway.middleware.SecurityMiddleware",
+    "django.middleware.security.SecurityMiddleware",
     "localllm.gateway.static_files.StaticFilesMiddleware",
     "localllm.gateway.security.ContentSecurityPolicyMiddleware",
-    "localllm.gateway.middleware.SessionMiddleware",
-    "localllm.gateway.middleware.CommonMiddleware",
-    "localllm.gateway.middleware.CsrfViewMiddleware",
-    "localllm.gateway.middleware.AuthenticationMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
     "localllm.gateway.security.LoginRequiredMiddleware",
-    "localllm.gateway.middleware.MessageMiddleware",
-    "localllm.gateway.middleware.XFrameOptionsMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 

@@ -179,6 +179,12 @@ def test_its_memory_is_bounded(throttle: LoginThrottle) -> None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_form_without_its_token_is_refused(method: str) -> None:
+    assert Client(enforce_csrf_checks=True).generic(method, "/login/").status_code == 403
+
+
+@pytest.mark.django_db
 def test_every_response_has_a_nonce_of_its_own(client: Client) -> None:
     first, second = (client.get("/health")["Content-Security-Policy"] for _ in range(2))
     assert "script-src 'nonce-" in first and "unsafe" not in first
