@@ -111,37 +111,34 @@ def new(request: Request) -> HttpResponse:
 async def create(request: Request) -> HttpResponse:
     user = cast(User, await request.auser())
 
-    def begin() -> tuple[Conversation, Message | None]:
+    def ask() -> Message:
         form = NewChatForm(request.POST)
         if not form.is_valid():
             raise ConversationError(next(iter(form.errors.values()))[0])
-        return _begin(user, attachments=form.attachments, **form.cleaned_data)
+        return _ask(user, attachments=form.attachments, **form.cleaned_data)
 
     try:
-        conversation, reply = await database.write(begin)
+        reply = await live.begin(ask)
     except ConversationError as exc:
         problem = str(exc)
         return await database.read(lambda: _new_page(request, request.POST, problem))
-    if reply is not None:
-        await live.start(reply)
-    response = redirect("chat:show", conversation.pk)
+    response = redirect("chat:show", reply.conversation_id)
     response.status_code = 303
     return response
 
 
-def _begin(
+def _ask(
     user: User, text: str, cid: str, model: LanguageModel | None, schema: UUID | None, attachments: list[FileChoice]
-) -> tuple[Conversation, Message | None]:
-    """A conversation with its first message; the same form sent twice makes it once."""
+) -> Message:
+    """The reply to the first message of a new conversation; the same form sent twice makes it once."""
     before = Message.objects.filter(conversation__owner=user, cid=cid, text=text.strip(), parent=None).first()
     if before is not None:
-        return before.conversation, None
+        return before.children.latest("created_at")
     with transaction.atomic():
         own = model if model is not None and not model.is_default else None
         conversation = Conversation.objects.create(owner=user, model=own)
         conversation.choose_schema(schema)
-        _, reply = conversation.send(cid, text, attachments)
-    return conversation, reply
+        return conversation.send(cid, text, attachments)[1]
 
 
 def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpResponse:

@@ -48,7 +48,7 @@ async def ask(schema_text=None, **settings):
         return conversation.send("c1", "Maya Lindgren lives in Uppsala.")[1]
 
     reply = await database.write(make)
-    await live.start(reply)
+    live.start(reply)
     return reply
 
 
@@ -117,7 +117,7 @@ async def test_a_stopped_thought_goes_on_when_asked():
     part = await stored(reply)
     assert part.status == "stopped" and part.reasoning and part.can_continue
     again = await database.write(lambda: Conversation.objects.get(pk=part.conversation_id).continue_reply(part))
-    await live.start(again)
+    live.start(again)
     await thoughts(again)
     final = await stored(reply)
     assert final.reasoning.startswith(part.reasoning) and len(final.reasoning) > len(part.reasoning)
@@ -129,7 +129,7 @@ async def test_reasoning_is_no_context_of_the_next_question():
     first = await stored(reply)
     conversation = await database.read(Conversation.objects.get, pk=first.conversation_id)
     _, second = await database.write(conversation.send, "c2", "And where else?")
-    await live.start(second)
+    live.start(second)
     await thoughts(second)
     prompt, _ = await replays.texts(await database.read(UsageLog.objects.get, message_id=second.pk))
     assert first.reasoning and first.reasoning not in prompt
