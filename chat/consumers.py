@@ -29,10 +29,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.utils import timezone
+from django.utils.crypto import constant_time_compare
 
 from chat import live
 from chat.attachments import FileChoice
@@ -91,9 +93,12 @@ class ChatConsumer(AsyncWebsocketConsumer):
 
     def _refusal(self) -> int | None:
         key = self.scope["session"].session_key
-        if not Session.objects.filter(session_key=key, expire_date__gt=timezone.now()).exists():
+        session = Session.objects.filter(session_key=key, expire_date__gt=timezone.now()).first()
+        user = User.objects.filter(pk=self._user.pk or 0, is_active=True).first()
+        if session is None or user is None:
             return CLOSE_SIGNED_OUT
-        if not User.objects.filter(pk=self._user.pk or 0, is_active=True).exists():
+        # A new password ends all other sessions.
+        if not constant_time_compare(session.get_decoded().get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()):
             return CLOSE_SIGNED_OUT
         return None if self._owned().exists() else CLOSE_NOT_FOUND
 

@@ -88,12 +88,13 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await live.resume_interrupted()
         await jobs.runner.start(KINDS)
 
-    from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
+    from localllm.serve import Limits, serve  # here: it installs Twisted's reactor, which another server must not have
 
     serve(
         application,
         host=host,
         port=port,
+        limits=Limits(is_behind_proxy=settings.SESSION_COOKIE_SECURE),
         on_start=start,
         on_ready=on_ready,
         on_too_large=lambda path: json.dumps(too_large().body) if path.startswith(API) else None,

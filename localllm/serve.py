@@ -58,6 +58,7 @@ class Limits:
     max_message: int = 256 << 10  # of a websocket frame, and of the message that frames add up to
     max_inbox: int = 32  # messages of one socket that the application has not taken yet
     max_sockets_per_client: int = 64
+    is_behind_proxy: bool = False  # clients are told apart by what it adds to X-Forwarded-For
     send_buffer: int = 256 << 10  # from here on `await send()` waits for the client
     send_stall_s: float = 20.0  # a client that takes nothing for so long is dropped
     receive_s: float = 120.0  # a request must be complete so long after its connection became free
@@ -299,6 +300,9 @@ class _WebSocket(WebSocketProtocol):  # type: ignore[misc]
         self.connection.release()
 
     def onConnect(self, request: Any) -> Any:
+        forwarded = request.headers.get("x-forwarded-for", "")
+        if self.server.limits.is_behind_proxy and forwarded:
+            self.client_host = forwarded.rpartition(",")[2].strip()
         if self.server.num_sockets(self.client_host) >= self.server.limits.max_sockets_per_client:
             raise ConnectionDeny(429, "Too many websockets from this address: close some, then try again.")
         return super().onConnect(request)
