@@ -76,11 +76,8 @@ def _secret_key() -> str:
 
 SECRET_KEY = _secret_key()
 DEBUG = False
-ALLOWED_HOSTS = [host for host in setting("LOCALLLM_ALLOWED_HOSTS").split(",") if host] or [
-    "localhost",
-    "127.0.0.1",
-    "[::1]",
-]
+# The local names always: what runs on this machine, as a health check, may use them.
+ALLOWED_HOSTS = [*filter(None, setting("LOCALLLM_ALLOWED_HOSTS").split(",")), "localhost", "127.0.0.1", "[::1]"]
 ROOT_URLCONF = "localllm.urls"
 ASGI_APPLICATION = "localllm.asgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -159,7 +159,7 @@ def test_behind_https_browsers_are_told_to_stay_with_it(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    hosts = {"LOCALLLM_ALLOWED_HOSTS": "127.0.0.1,llm.example.org"}
+    hosts = {"LOCALLLM_ALLOWED_HOSTS": "llm.example.org"}
     with Server(tmp_path_factory.mktemp("exposed"), **NO_ADMIN, **hosts) as server:
         yield server
 
