@@ -11,6 +11,7 @@ from django.conf import settings
 
 from localllm.gateway import database
 from localllm.gateway.models import FileVersion, LanguageModel
+from localllm.gateway.providers import local
 from localllm.inference.engine.gguf import Header, check_name
 from localllm.inference.engine.probe import probe
 from localllm.inference.engine.settings import EngineSettings
@@ -39,7 +40,8 @@ async def register(
     """
     path = path.expanduser().resolve()
     check_name(path)
-    report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
+    wanted = await database.read(_engine_settings, path, defaults)
+    report = await probe(path, settings=await local.placed(path, wanted))
     defaults.setdefault("description", describe(report.header))
     return await database.write(
         LanguageModel.objects.register,

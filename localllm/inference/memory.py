@@ -59,7 +59,7 @@ class Machine:
 
     total_bytes: int
     available_bytes: int
-    gpu_bytes: int = 0  # of graphics memory that a model may still take
+    gpu_bytes: int | None = None  # of graphics memory that a model may still take; None: there is none of its own
     cpu_flags: frozenset[str] = frozenset()
     num_cpus: int = 0  # 0: not known
     share: float = SHARE  # of its memory, for all models together
@@ -82,9 +82,11 @@ class Machine:
 class Need:
     """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation.
 
-    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory.
+    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory. `settings` are those to load
+    it with: where a GPU has a memory of its own, they name the layers that have room there. llama.cpp takes -1 for all.
     """
 
+    settings: EngineSettings
     window: int
     num_gpu_layers: int = 0  # as llama.cpp counts them: the output is one more
     gpu_bytes: int = 0
@@ -208,13 +210,14 @@ def largest_window(header: Header, settings: EngineSettings, machine: Machine, r
 def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     """What the model takes, loaded with these settings."""
     window = settings.window(header.context_length)
-    if header.is_embedding:  # a batch is one window of texts, which share one cache
-        settings = replace(settings, num_slots=1, n_batch=window)
+    # Of an embedding model a batch is one window of texts, which share one cache.
+    context = replace(settings, num_slots=1, n_batch=window) if header.is_embedding else settings
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
-    cache = _cache_bytes(header, settings, cells)
-    compute_bytes = _compute_bytes(header, settings, cells)
-    on_gpu = _place(header, settings, cache, machine.gpu_bytes - compute_bytes)
+    cache = _cache_bytes(header, context, cells)
+    compute_bytes = _compute_bytes(header, context, cells)
+    on_gpu = _place(header, settings, cache, (machine.gpu_bytes or 0) - compute_bytes)
     return Need(
+        settings=settings if machine.gpu_bytes is None else replace(settings, n_gpu_layers=on_gpu.num_layers),
         window=window,
         num_gpu_layers=on_gpu.num_layers,
         gpu_bytes=on_gpu.weights_bytes + on_gpu.cache_bytes + compute_bytes if on_gpu.num_layers else 0,
@@ -334,7 +337,7 @@ def this_machine(
     cgroups: Path = Path("/sys/fs/cgroup"),
     *,
     share: float = SHARE,
-    gpu_bytes: int = 0,
+    gpu_bytes: int | None = None,
 ) -> Machine:
     """Memory as the kernel counts it now: page cache that can be dropped is available."""
     memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}

@@ -158,6 +158,12 @@ def test_it_keeps_to_the_layers_that_were_asked_for(wanted: int, placed: int) ->
     assert account(QWEN_7B, EngineSettings(n_gpu_layers=wanted), with_gpu(24)).num_gpu_layers == placed
 
 
+@pytest.mark.parametrize(("gpu", "told"), [(None, -1), (0, 0), (int(0.1 * GB), 0), (24 * GB, 29)])
+def test_it_names_the_layers_where_a_gpu_has_a_memory_of_its_own(gpu: int | None, told: int) -> None:
+    here = replace(machine(8), gpu_bytes=gpu)
+    assert account(QWEN_7B, DEFAULTS, here).settings == EngineSettings(n_gpu_layers=told)
+
+
 def test_it_says_what_lies_on_the_gpu() -> None:
     assert "graphics memory for 29 layers" in str(fit(QWEN_7B, DEFAULTS, with_gpu(24)))
 

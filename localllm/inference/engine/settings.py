@@ -22,7 +22,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     num_slots: int = 4
     n_batch: int = 512
     n_threads: int = 0  # 0: the CPUs this process may really use
-    n_gpu_layers: int = -1  # -1: as many as the GPU holds; without a GPU it means nothing
+    n_gpu_layers: int = -1  # -1: as many as have room; llama.cpp itself puts all there, where a GPU is
     use_mmap: bool = True
     use_mlock: bool = False
     numa: bool = False
