@@ -147,7 +147,7 @@ class LlamaCpp:
         """All models together take `memory_bytes`, or else `share` of the machine's memory."""
         self._share = share
         self._memory_bytes = memory_bytes
-        self._gpu_bytes: int | None = None  # when a model was last loaded or tried
+        self._gpu_bytes: int | None = None  # when it was last asked for
         self._workers: dict[LocalModel, _Worker] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # somebody ended or is idle: there may be room
@@ -251,6 +251,10 @@ class LlamaCpp:
             prefill_per_s=speed.prefill_per_s,
             decode_per_s=speed.decode_per_s,
         )
+
+    async def look_for_gpu(self) -> None:
+        """Ask what graphics memory is free now; `machine` has it from then on."""
+        self._gpu_bytes = await asyncio.to_thread(gpu_bytes, self._share)
 
     async def placed(self, path: Path, settings: EngineSettings) -> EngineSettings:
         """`settings` as they would be used now: with the layers that have room on the GPU. Raises ModelRefused."""
@@ -364,7 +368,7 @@ class LlamaCpp:
                 worker.started.set_result(None)
 
     async def _need(self, path: Path, settings: EngineSettings) -> Need:
-        self._gpu_bytes = await asyncio.to_thread(gpu_bytes, self._share)
+        await self.look_for_gpu()
         header = await asyncio.to_thread(read_header, path)
         return await asyncio.to_thread(account, header, settings, self.machine())
 
