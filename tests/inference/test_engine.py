@@ -8,7 +8,7 @@ import pytest
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.errors import ProviderError, QueueFull
-from localllm.inference.types import Chunk, Prefill, SamplingParams, Started
+from localllm.inference.types import Chunk, Prefill, SamplingParams, Started, Waiting
 from tests.inference.engine_on_starter import StarterEngine, prompt
 
 QUESTIONS = [
@@ -251,6 +251,17 @@ def test_it_tells_the_place_in_the_line_and_serves_in_that_order():
     readers = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(3)]
     one_slot.run()
     assert readers[0].places == [] and readers[1].places == [1] and readers[2].places == [2, 1]
+
+
+def test_it_tells_how_long_the_wait_will_be_as_soon_as_a_request_has_ended():
+    one_slot = StarterEngine(num_slots=1)
+    _, before = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(2)]
+    one_slot.run()
+    _, second, third = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(3)]
+    one_slot.step()
+    assert [each.wait_s for each in before.events if isinstance(each, Waiting)] == [None]
+    assert 0 < second.events[0].wait_s == pytest.approx(third.events[0].wait_s / 2)
+    one_slot.run()
 
 
 def test_it_refuses_a_request_when_the_queue_is_full():
