@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -121,6 +122,19 @@ async def test_a_worker_that_hangs_while_it_loads_is_killed_and_replaced(monkeyp
         await until(lambda: host.error)
         assert host.info is None and "no sign" in host.error and "while it was loading" in host.error
     assert await answer(host, ask("Who are you?"))
+    await host.stop()
+
+
+async def test_a_machine_that_has_no_room_for_a_worker_is_named_and_nobody_waits_for_ever(monkeypatch):
+    async def start(connection):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(host_module, "_start", start)
+    monkeypatch.setattr(host_module, "FIRST_BACK_OFF_S", 0.01)
+    host = EngineHost(STARTER, EngineSettings())
+    host.start()
+    with pytest.raises(ModelRefused, match=r"could not be started: .* temporarily unavailable"):
+        await host.wait_until_ready()
     await host.stop()
 
 

@@ -224,7 +224,10 @@ class EngineHost:
         num_failed_loads = 0
         while not self._is_refused:
             started = time.monotonic()
-            await self._run_worker()
+            try:
+                await self._run_worker()
+            except OSError as exc:  # too many processes or files, or no memory for one more
+                self._was_ready, self.error = False, f"it could not be started: {exc}."
             if time.monotonic() - started > STEADY_AFTER_S:
                 back_off_s = FIRST_BACK_OFF_S
             num_failed_loads = 0 if self._was_ready else num_failed_loads + 1
