@@ -31,6 +31,12 @@ async def answer(host, request):
         return "".join([event.text async for event in events if isinstance(event, Chunk)])
 
 
+async def until(is_so):
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 async def host():
     host = EngineHost(STARTER, EngineSettings())
@@ -104,6 +110,19 @@ async def test_a_stopped_worker_is_killed_and_replaced(host, monkeypatch):
         with pytest.raises(EngineDied, match="has not answered"):
             await answer(host, ask("Who are you?"))
     assert await answer(host, ask("Who are you?"))
+
+
+async def test_a_worker_that_hangs_while_it_loads_is_killed_and_replaced(monkeypatch):
+    host = EngineHost(STARTER, EngineSettings())
+    with monkeypatch.context() as impatient:
+        impatient.setattr(host_module, "LOADING_SILENCE_LIMIT_S", 0.2)
+        host.start()
+        await until(lambda: host.pid is not None)
+        os.kill(host.pid, signal.SIGSTOP)
+        await until(lambda: host.error)
+        assert host.info is None and "no sign" in host.error and "while it was loading" in host.error
+    assert await answer(host, ask("Who are you?"))
+    await host.stop()
 
 
 async def test_a_machine_that_has_no_room_for_a_worker_is_named_and_nobody_waits_for_ever(monkeypatch):

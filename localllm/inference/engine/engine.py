@@ -156,8 +156,8 @@ class Engine:
             wait_s = self._wait_s(num_waiting) or 10.0
             seq.emit(
                 QueueFull(
-                    f"{num_waiting} requests are waiting already, and the queue holds {self._max_waiting}. "
-                    f"Try again in {wait_s:.0f} seconds.",
+                    f"The queue of this model is full, with {num_waiting} waiting of at most {self._max_waiting}. "
+                    f"Try again in {math.ceil(wait_s)} s.",
                     retry_after_s=wait_s,
                 )
             )
