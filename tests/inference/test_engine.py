@@ -1,10 +1,13 @@
 """The engine on a real GGUF: batching, reuse, sampling, cancelling."""
 
 import resource
+import threading
+import time
 
 import llama_cpp
 import pytest
 
+from localllm.inference.engine import engine as engine_module
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.errors import ProviderError, QueueFull
@@ -222,6 +225,35 @@ def test_it_tells_how_far_a_long_prompt_is_read():
     small_batches.run()
     steps = [event.num_computed for event in reader.events if isinstance(event, Prefill)]
     assert steps == sorted(steps) and len(steps) >= 3
+
+
+def requested(starter, text):
+    return Sequence(starter.runner.tokenize(text, special=True), SamplingParams(), 1, 8, lambda event: None)
+
+
+def test_an_idle_engine_reads_what_came_together_at_once(starter, monkeypatch):
+    monkeypatch.setattr(engine_module, "GATHER_S", 20.0)
+    first, second = (requested(starter, prompt(question)) for question in QUESTIONS[:2])
+    coming = [second]
+
+    def prepare_second():
+        time.sleep(0.05)
+        starter.engine.submit(coming.pop())
+
+    starter.engine._is_more_coming = lambda: bool(coming)
+    starter.engine.submit(first)
+    tokenizer = threading.Thread(target=prepare_second)
+    tokenizer.start()
+    starter.engine._receive()
+    tokenizer.join()
+    assert starter.scheduler.waiting == [first, second]
+
+
+def test_an_idle_engine_does_not_wait_for_what_is_long_in_coming(starter):
+    starter.engine._is_more_coming = lambda: True
+    starter.engine.submit(first := requested(starter, prompt("Who are you?")))
+    starter.engine._receive()
+    assert starter.scheduler.waiting == [first]
 
 
 def test_it_frees_the_slot_of_a_cancelled_request_before_the_next_step(starter):

@@ -24,6 +24,7 @@ from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParam
 # more wait for their first token than read.
 MIXED_STEP_S, LONGEST_MIXED_STEP_S = 0.25, 2.0
 MIN_PREFILL_TOKENS = 32
+GATHER_S = 0.02  # an idle engine waits so long for requests that have come with the first: one batch reads them quicker
 
 
 class Engine:
@@ -34,12 +35,17 @@ class Engine:
         max_batch_tokens: int,
         max_waiting: int,
         flush: Callable[[float], None] = lambda step_s: None,
+        is_more_coming: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`flush` is called before and after each step, with the seconds until it will be called again."""
+        """`flush` is called before and after each step, with the seconds until it will be called again.
+
+        `is_more_coming` says whether a request is here that is not submitted yet.
+        """
         self.num_steps = 0
         self.step_started_at: float | None = None  # monotonic; None between steps
         self._runner = runner
         self._flush = flush
+        self._is_more_coming = is_more_coming
         self._max_waiting = max_waiting
         self._scheduler = Scheduler(runner.num_slots, max_batch_tokens)
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
@@ -133,16 +139,22 @@ class Engine:
 
     def _receive(self) -> None:
         """Take in what has arrived; sleep only when there is nothing to compute."""
+        gather_until = 0.0
         while True:
             is_idle = self._scheduler.is_idle
+            wait_s = self._quiet_s() if is_idle else self._gather_s(gather_until)
             try:
-                seq = self._inbox.get(block=is_idle, timeout=self._quiet_s())
+                seq = self._inbox.get(block=wait_s != 0, timeout=wait_s)
             except queue.Empty:
                 return
             if is_idle:
                 self._spinning.rest()
+                gather_until = time.monotonic() + GATHER_S
             if seq is not None:
                 self._accept(seq)
+
+    def _gather_s(self, until: float) -> float:
+        return max(0.0, until - time.monotonic()) if self._is_more_coming() else 0.0
 
     def _quiet_s(self) -> float | None:
         """How long to sleep before the idle time is used."""

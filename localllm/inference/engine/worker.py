@@ -44,6 +44,7 @@ class Worker:
         self._sending = threading.Lock()
         self._outbox = Outbox(self._send_frames)  # the engine thread's own
         self._requests: queue.SimpleQueue[wire.Submit | wire.Inquiry] = queue.SimpleQueue()
+        self._last_read = self._last_prepared = -1  # ids of requests, which ascend
         self._sequences: dict[int, Sequence | EmbedRequest] = {}
         self._cancelled: set[int] = set()  # cancelled before they were tokenized
         self._lock = threading.Lock()
@@ -81,6 +82,7 @@ class Worker:
             max_batch_tokens=settings.n_batch,
             max_waiting=settings.max_waiting,
             flush=self._outbox.flush,
+            is_more_coming=lambda: self._last_read > self._last_prepared,
         )
 
     def _tell_progress(self, fraction: float) -> None:
@@ -112,6 +114,7 @@ class Worker:
             for body in self._receive():
                 match wire.to_worker.decode(body):
                     case wire.Submit() | wire.Count() | wire.CountTexts() | wire.Preview() | wire.Embed() as request:
+                        self._last_read = request.id
                         self._requests.put(request)
                     case wire.Cancel(id=id):
                         self._cancel(id)
@@ -166,6 +169,7 @@ class Worker:
                 self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
                 self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
+            self._last_prepared = message.id
 
     def _preview(self, id: int, messages: tuple[Message, ...]) -> tuple[str, int]:
         """The prompt of a conversation, and how many tokens it has."""
@@ -212,6 +216,7 @@ class Worker:
         )
 
     def _remember(self, id: int, seq: Sequence | EmbedRequest) -> None:
+        self._last_prepared = id
         with self._lock:
             self._sequences[id] = seq
             if id in self._cancelled:
