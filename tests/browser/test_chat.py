@@ -246,13 +246,29 @@ def test_it_keeps_a_draft_and_shows_the_shortcuts(page):
     expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_hidden()
 
 
-def test_it_tells_whole_sentences_to_a_screen_reader(page):
+# Each line that is announced, for the announcer keeps only the last ones.
+LISTEN = """() => {
+  window.announced = [];
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes) window.announced.push(...[...addedNodes].map((line) => line.textContent));
+  }).observe(document.getElementById("announcer"), { childList: true });
+}"""
+
+
+def test_it_tells_whole_sentences_to_a_screen_reader(page, site):
     send(page, "Hello")
     wait_until_answered(page)
+    page.evaluate(LISTEN)
+    site.pause()
     send(page, "What is LocalLLM?")
+    expect(answers(page)).to_have_count(2)
+    wait_for_text(page, between=site.run_for_a_moment)  # it comes in pieces
+    site.go_on()
     wait_until_answered(page)
-    said = "".join("".join(page.locator("#announcer").all_text_contents()).split())
-    assert "".join("".join(written(page)).split()) in said
+    *said, end = page.evaluate("window.announced")
+    assert end == "Answer complete."
+    assert "".join("".join(said).split()) == "".join("".join(written(page)).split())
+    assert all(re.search(r"[.!?…:]$", sentence) for sentence in said[:-1])
 
 
 def test_it_is_dark_when_asked_and_stays_so(page):
