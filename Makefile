@@ -33,8 +33,9 @@ env: $(ENV)
 run: $(ENV) $(STATIC)
 	@exec .venv/bin/python manage.py serve
 
+# Tests mostly wait for processes to start: files of them run beside each other.
 test: lint
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 lint: $(ENV) $(DEV)
 	.venv/bin/ruff check .
