@@ -33,9 +33,8 @@ env: $(ENV)
 run: $(ENV) $(STATIC)
 	@exec .venv/bin/python manage.py serve
 
-# Tests mostly wait for processes to start: files of them run beside each other.
 test: lint
-	.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	.venv/bin/python -m pytest
 
 lint: $(ENV) $(DEV)
 	.venv/bin/ruff check .

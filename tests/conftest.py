@@ -15,7 +15,7 @@ if "CI" in os.environ:
     settings.load_profile("ci")
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Pages need the manifest of static files, which `make run` makes. Processes beside each other share it."""
-    if not hasattr(session.config, "workerinput"):
-        collect_static()
+@pytest.fixture(scope="session", autouse=True)
+def static_files():
+    """Pages need the manifest of static files, which `make run` makes."""
+    collect_static()
