@@ -37,6 +37,7 @@ def page(site, chat, open_page):
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     page.goto(site.url + chat)
     expect(box(page)).to_be_focused()
+    expect(page.locator("#ledger")).to_contain_text("of 1024 tokens")  # by now the socket is open too
     return page
 
 
