@@ -31,8 +31,8 @@ class SummaryInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
 @admin.register(Conversation)
 class ConversationAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("__str__", "owner", "model", "num_messages", "updated_at", "is_pinned", "is_archived")
-    list_filter = ("is_archived", "updated_at", "model", "owner")
+    list_display = ("__str__", "owner", "model", "num_messages", "updated_at", "folder", "is_pinned", "is_archived")
+    list_filter = ("is_archived", "updated_at", "model", "owner", "folder")
     search_fields = ("=id", "title", "owner__username")
     list_select_related = ("owner", "model")
     date_hierarchy = "updated_at"

@@ -29,10 +29,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.models import Session
 from django.db.models import QuerySet
 from django.utils import timezone
+from django.utils.crypto import constant_time_compare
 
 from chat import live
 from chat.attachments import FileChoice
@@ -91,9 +93,12 @@ class ChatConsumer(AsyncWebsocketConsumer):
 
     def _refusal(self) -> int | None:
         key = self.scope["session"].session_key
-        if not Session.objects.filter(session_key=key, expire_date__gt=timezone.now()).exists():
+        session = Session.objects.filter(session_key=key, expire_date__gt=timezone.now()).first()
+        user = User.objects.filter(pk=self._user.pk or 0, is_active=True).first()
+        if session is None or user is None:
             return CLOSE_SIGNED_OUT
-        if not User.objects.filter(pk=self._user.pk or 0, is_active=True).exists():
+        # A new password ends all other sessions.
+        if not constant_time_compare(session.get_decoded().get(HASH_SESSION_KEY, ""), user.get_session_auth_hash()):
             return CLOSE_SIGNED_OUT
         return None if self._owned().exists() else CLOSE_NOT_FOUND
 
@@ -124,23 +129,23 @@ class ChatConsumer(AsyncWebsocketConsumer):
 
     async def send_message(self, frame: dict[str, Any]) -> None:
         cid, text, attachments = _cid(frame), _text(frame), _attachments(frame)
-        question, reply = await database.write(lambda: self._asked(frame).send(cid, text, attachments))
-        await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
+        reply = await live.begin(lambda: self._asked(frame).send(cid, text, attachments)[1])
+        await self._begun(_ack(cid, reply))
 
     async def edit(self, frame: dict[str, Any]) -> None:
         cid, text, id = _cid(frame), _text(frame), _message_id(frame)
-        question, reply = await database.write(lambda: self._asked(frame).edit(cid, self._message(id), text))
-        await self._begin(reply, {"type": "ack", "cid": cid, "question": str(question.pk), "reply": str(reply.pk)})
+        reply = await live.begin(lambda: self._asked(frame).edit(cid, self._message(id), text)[1])
+        await self._begun(_ack(cid, reply))
 
     async def regenerate(self, frame: dict[str, Any]) -> None:
         id = _message_id(frame)
-        reply = await database.write(lambda: self._asked(frame).regenerate(self._message(id)))
-        await self._begin(reply, {"type": "changed"})
+        await live.begin(lambda: self._asked(frame).regenerate(self._message(id)))
+        await self._begun({"type": "changed"})
 
     async def continue_reply(self, frame: dict[str, Any]) -> None:
         id = _message_id(frame)
-        reply = await database.write(lambda: self._conversation().continue_reply(self._message(id)))
-        await self._begin(reply, {"type": "changed"})
+        await live.begin(lambda: self._conversation().continue_reply(self._message(id)))
+        await self._begun({"type": "changed"})
 
     async def stop(self, frame: dict[str, Any]) -> None:
         id = _message_id(frame)
@@ -181,8 +186,7 @@ class ChatConsumer(AsyncWebsocketConsumer):
             problem = ConversationError("Something went wrong here. The log says what.")
         await self.channel_layer.send(self.channel_name, {"type": "refused", "message": str(problem)})
 
-    async def _begin(self, reply: Message, answer: live.Frame) -> None:
-        await live.start(reply)
+    async def _begun(self, answer: live.Frame) -> None:
         await self._send(answer)
         await self.channel_layer.group_send(self.group, {"type": "changed", "from": self.channel_name})
 
@@ -218,6 +222,10 @@ OPERATIONS: dict[str, Callable[[ChatConsumer, dict[str, Any]], Awaitable[None]]]
     "compress": ChatConsumer.compress,
     "cancel-compression": ChatConsumer.cancel_compression,
 }
+
+
+def _ack(cid: str, reply: Message) -> live.Frame:
+    return {"type": "ack", "cid": cid, "question": str(reply.parent_id), "reply": str(reply.pk)}
 
 
 def _parse(text: str | None) -> dict[str, Any]:

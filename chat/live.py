@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,14 @@ from django.db import transaction
 from chat import attaching, attachments, markdown
 from chat.context import compression
 from chat.models import Conversation, Message
-from localllm.gateway import completions, data_view, database, structured
-from localllm.gateway.models import LanguageModel, PromptTemplateVersion
+from localllm.gateway import completions, data_view, database, serving, structured
+from localllm.gateway.models import LanguageModel, PromptTemplateVersion, UsageLog
 from localllm.inference.errors import InferenceError
 from localllm.inference.json_schema.errors import SchemaRefused
 from localllm.inference.json_schema.reading import dumps
 from localllm.inference.structured import Attempt, StructuredError, StructuredResult, refused
 from localllm.inference.summarise import Progress
-from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, Prefill, Usage, Waiting
+from localllm.inference.types import ChatRequest, Chunk, Event, Finished, Loading, Prefill, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,10 @@ class LiveReply:
     is_void: bool = False  # the text that is committed is to go
     thinking_since: float | None = None
     reasoning_ms: int | None = None
-    model_name: str = ""
+    model: LanguageModel | None = None  # that answers
     blocks: list[Block] = field(default_factory=list)
     stage: Frame = field(default_factory=dict)  # what it waits for, before the first token
+    is_ending: bool = False  # it was stopped or is complete, and nothing may keep its end from being stored
     is_over: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -135,19 +136,36 @@ _flushing = asyncio.Lock()
 _is_draining = False
 
 
-async def start(message: Message, *, is_resumed: bool = False) -> None:
-    """Begin, or go on, to write a queued reply; `is_resumed` after the end of the server. From the event loop."""
-    if message.pk in _live or _is_draining:
-        return  # at the next start it goes on
+async def begin(ask: Callable[[], Message]) -> Message:
+    """Store a question by `ask`, and begin to write the reply that it returns, also when the asker is gone by then."""
+
+    async def asked() -> Message:
+        reply = await database.write(ask)
+        start(reply)
+        return reply
+
+    return await asyncio.shield(asked())
+
+
+def start(message: Message, *, is_resumed: bool = False) -> None:
+    """Begin, or go on, to write a reply; `is_resumed` after the end of the server. From the event loop.
+
+    One that is over or under way is left alone: whoever did not hear of it may ask again.
+    """
+    if not message.is_live or message.pk in _live or _is_draining:
+        return  # what is live while the server ends goes on at its next start
     reply = _live[message.pk] = LiveReply(message, message.text, message.reasoning, is_resumed)
     reply.render()
     reply.task = asyncio.create_task(_write(reply), name=f"reply {message.pk}")
 
 
 def stop(message_id: UUID) -> bool:
-    """Cancel a reply; its text stays. False if it is not being written here."""
+    """Cancel a reply; its text stays. False if it is not being written here, or ends already."""
     reply = _live.get(message_id)
-    return reply is not None and reply.task is not None and reply.task.cancel()
+    if reply is None or reply.task is None or reply.is_ending:
+        return False
+    reply.is_ending = True
+    return reply.task.cancel()
 
 
 async def resume_interrupted() -> None:
@@ -157,18 +175,19 @@ async def resume_interrupted() -> None:
         return list(Message.objects.filter(status__in=Message.LIVE).order_by("created_at"))
 
     for message in await database.read(interrupted):
-        await start(message, is_resumed=True)
+        start(message, is_resumed=True)
 
 
 async def drain(seconds: float) -> None:
-    """At shutdown: stop writing. What is committed stays `streaming` and goes on at the next start."""
+    """At shutdown: stop writing. What is committed stays `streaming` and goes on at the next start; what ends, ends."""
     global _is_draining
     _is_draining = True
-    tasks = [reply.task for reply in _live.values() if reply.task]
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
+    writing = {reply.task: reply for reply in _live.values() if reply.task}
+    for task, reply in writing.items():
+        if not reply.is_ending:
+            task.cancel()
+    if writing:
+        await asyncio.wait(writing, timeout=seconds)
 
 
 async def tail(message_id: UUID) -> AsyncGenerator[Frame]:
@@ -253,14 +272,14 @@ async def _write(reply: LiveReply) -> None:
     try:
         outcome = await _generate(reply)
         if isinstance(outcome, StructuredResult):
-            await _end(reply, "complete", finish_reason=outcome.finish_reason, usage=outcome.usage, result=outcome)
+            await _end(reply, "complete", finish_reason=outcome.finish_reason, result=outcome)
         else:
-            await _end(reply, "complete", finish_reason=outcome.reason, usage=outcome.usage)
+            await _end(reply, "complete", finish_reason=outcome.reason)
     except asyncio.CancelledError:
-        if _is_draining:
-            await _flush()
-        else:
+        if reply.is_ending:
             await _end(reply, "stopped", finish_reason="cancelled")
+        else:
+            await _flush()  # the server ends
     except StructuredError as exc:
         reason = {"truncated": "length", "invalid_after_retries": "invalid"}.get(exc.kind, "error")
         await _end(reply, "failed", finish_reason=reason, error=str(exc), text=_best_of(exc))
@@ -271,7 +290,7 @@ async def _write(reply: LiveReply) -> None:
         await _end(reply, "failed", finish_reason="error", error="Something went wrong here. The log says what.")
     finally:
         del _live[reply.message.pk]
-        reply.is_over = not _is_draining
+        reply.is_over = reply.is_ending
         reply.wake()
 
 
@@ -305,7 +324,7 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
         )
 
     question = await database.read(prepare)
-    reply.model_name = question.model.name
+    reply.model = question.model
     outcome: Finished | StructuredResult | None = None
     async with aclosing(await _ask(question)) as events:
         async for event in events:
@@ -402,27 +421,27 @@ async def _end(
     error: str = "",
     text: str | None = None,
     result: StructuredResult | None = None,
-    usage: Usage | None = None,
 ) -> None:
+    reply.is_ending = True  # from here on nothing cancels it
     await _flush()
     text = result.text if result else text
     html = await asyncio.to_thread(_final_html, reply, text, result)
+    window = serving.state(reply.model).window if reply.model else 0
 
-    # A second cancellation must not lose the final state.
-    await asyncio.shield(
-        database.store(
-            reply.message.end,
+    def store() -> None:
+        reply.message.end(
             status,
             html=html,
             text=text,
             guarantee=structured.account(result) if result else None,
             reasoning_ms=reply.reasoning_ms,
-            model_name=reply.model_name,
+            model_name=reply.model.name if reply.model else "",
             finish_reason=finish_reason,
             error=error,
-            usage=usage,
+            usage=UsageLog.objects.usage_of(reply.message.pk, window),
         )
-    )
+
+    await database.store(store)
 
 
 def _final_html(reply: LiveReply, text: str | None, result: StructuredResult | None) -> str:
@@ -446,12 +465,19 @@ async def _flush_news() -> None:
 
 
 async def _flush() -> None:
-    """Commit the new text of all live replies in one transaction, then show it."""
+    """Commit the new text of all live replies in one transaction, then show it.
+
+    Not cut short when a caller is cancelled: what is committed but not taken would be committed twice.
+    """
+    await asyncio.shield(_commit_news())
+
+
+async def _commit_news() -> None:
     async with _flushing:
         batch = [reply.pending() for reply in _live.values() if reply.has_news]
         if not batch:
             return
-        await asyncio.shield(database.store(_commit, batch))
+        await database.store(_commit, batch)
         for piece in batch:
             piece.reply.take(piece)
         await asyncio.to_thread(_render, batch)

@@ -27,6 +27,7 @@ from localllm.inference.types import ChatRequest, SamplingParams, Usage
 
 MAX_TEXT_BYTES = 200_000  # UTF-8; a websocket frame holds 256 KiB, and JSON escapes need room
 TITLE_CHARS = 60
+MAX_FOLDER = 60  # characters
 COMPRESS_AT = [(0, "Never"), *((share, f"At {share} % of the window") for share in (50, 75, 90))]
 
 __all__ = ["Attachment", "Conversation", "ConversationError", "File", "Message"]
@@ -50,6 +51,25 @@ class ConversationQuerySet(models.QuerySet["Conversation"]):
     def owned_by(self, user: User | AnonymousUser) -> ConversationQuerySet:
         return self.filter(owner_id=user.pk) if user.pk else self.none()
 
+    def folders(self) -> list[str]:
+        """The names of the folders that they are in, in alphabetical order."""
+        names = self.exclude(folder="").order_by().values_list("folder", flat=True).distinct()
+        return sorted(names, key=lambda name: (name.casefold(), name))
+
+    def rename_folder(self, old: str, new: str) -> None:
+        """Move all that is in a folder: to another that may exist already, or out of it where `new` is empty."""
+        self.exclude(folder="").filter(folder=old).update(folder=folder_name(new))
+
+
+def folder_name(text: str) -> str:
+    """As it is stored: one line, single spaces. Raises ConversationError."""
+    name = " ".join(text.replace("\x00", "").split())
+    if len(name) > MAX_FOLDER:
+        raise ConversationError(
+            f"The name has {len(name):,} characters; that of a folder has at most {MAX_FOLDER}. Shorten it."
+        )
+    return name
+
 
 class Conversation(models.Model):
     """A tree of messages; `leaf` is the last message of the branch that is shown."""
@@ -61,6 +81,7 @@ class Conversation(models.Model):
     updated_at = models.DateTimeField(default=timezone.now, db_index=True)
     is_pinned = models.BooleanField(default=False)
     is_archived = models.BooleanField(default=False)
+    folder = models.CharField(max_length=MAX_FOLDER, blank=True)  # which exists while something is in it
     leaf = models.ForeignKey("Message", null=True, blank=True, on_delete=models.SET_NULL, related_name="+")
 
     # Empty means: as the model has it
@@ -236,6 +257,11 @@ class Conversation(models.Model):
         )
 
     # Writing. Each is one transaction, and is acknowledged only after it.
+
+    def move_to_folder(self, name: str) -> None:
+        """Into the folder of that name, a new one where there is none yet; out of any where it is empty."""
+        self.folder = folder_name(name)
+        self.save(update_fields=["folder"])
 
     def choose_schema(self, schema_id: uuid.UUID | None) -> None:
         """Have the answers to come follow this schema, or none. Stored along with the next one."""

@@ -69,7 +69,7 @@ TRIGGERS = {
     END""",
 }
 QUERY = """
-    SELECT document.conversation_id, conversation.title, document.message_id,
+    SELECT document.conversation_id, conversation.title, conversation.folder, document.message_id,
            snippet(chat_fts, 0, %s, %s, '…', %s)
     FROM chat_fts
     JOIN chat_document AS document ON document.id = chat_fts.rowid
@@ -86,6 +86,7 @@ class Hit:
 
     conversation_id: UUID
     title: str
+    folder: str
     message_id: UUID | None
     snippet: SafeString
 
@@ -104,20 +105,21 @@ def _full_text(user: User, terms: list[str]) -> list[Hit]:
         cursor.execute(QUERY, [OPEN, CLOSE, SNIPPET_WORDS, match, user.pk, MAX_HITS])
         rows = cursor.fetchall()
     return [
-        Hit(UUID(conversation), title, UUID(message) if message else None, _marked(snippet))
-        for conversation, title, message, snippet in rows
+        Hit(UUID(conversation), title, folder, UUID(message) if message else None, _marked(snippet))
+        for conversation, title, folder, message, snippet in rows
     ]
 
 
 def _containing(user: User, terms: list[str]) -> list[Hit]:
     conversations = Conversation.objects.owned_by(user)
     titles = conversations.filter(*(Q(title__icontains=term) for term in terms))[:MAX_HITS]
-    hits = [Hit(each.pk, each.title, None, _excerpt(each.title, terms)) for each in titles]
+    hits = [Hit(each.pk, each.title, each.folder, None, _excerpt(each.title, terms)) for each in titles]
     messages = Message.objects.filter(
         *(Q(text__icontains=term) for term in terms), conversation__in=conversations
     ).exclude(status__in=Message.LIVE)
     for each in messages.select_related("conversation").order_by("-created_at")[: MAX_HITS - len(hits)]:
-        hits.append(Hit(each.conversation_id, each.conversation.title, each.pk, _excerpt(each.text, terms)))
+        of = each.conversation
+        hits.append(Hit(of.pk, of.title, of.folder, each.pk, _excerpt(each.text, terms)))
     return hits
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import re
 import zoneinfo
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, timedelta, tzinfo
+from functools import partial
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q
 from django.http import Http404, HttpResponse, HttpResponseBadRequest, QueryDict
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
@@ -26,7 +28,7 @@ from django_htmx.http import HttpResponseClientRedirect, HttpResponseClientRefre
 from chat import citations, live, markdown
 from chat.attachments import FileChoice, Passage
 from chat.forms import NewChatForm, RenameForm, SettingsForm
-from chat.models import Conversation, ConversationError, Message, Summary
+from chat.models import MAX_FOLDER, Conversation, ConversationError, Message, Summary
 from chat.search import Hit, search
 from localllm.gateway import data_view, database, serving
 from localllm.gateway.models import Feedback, LanguageModel
@@ -99,6 +101,16 @@ class Choice:
     is_chosen: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Chats under one heading of the sidebar."""
+
+    name: str
+    chats: list[Any]  # with `is_answering`
+    is_folder: bool = False
+    is_open: bool = False
+
+
 # Pages
 
 
@@ -111,37 +123,34 @@ def new(request: Request) -> HttpResponse:
 async def create(request: Request) -> HttpResponse:
     user = cast(User, await request.auser())
 
-    def begin() -> tuple[Conversation, Message | None]:
+    def ask() -> Message:
         form = NewChatForm(request.POST)
         if not form.is_valid():
             raise ConversationError(next(iter(form.errors.values()))[0])
-        return _begin(user, attachments=form.attachments, **form.cleaned_data)
+        return _ask(user, attachments=form.attachments, **form.cleaned_data)
 
     try:
-        conversation, reply = await database.write(begin)
+        reply = await live.begin(ask)
     except ConversationError as exc:
         problem = str(exc)
         return await database.read(lambda: _new_page(request, request.POST, problem))
-    if reply is not None:
-        await live.start(reply)
-    response = redirect("chat:show", conversation.pk)
+    response = redirect("chat:show", reply.conversation_id)
     response.status_code = 303
     return response
 
 
-def _begin(
+def _ask(
     user: User, text: str, cid: str, model: LanguageModel | None, schema: UUID | None, attachments: list[FileChoice]
-) -> tuple[Conversation, Message | None]:
-    """A conversation with its first message; the same form sent twice makes it once."""
+) -> Message:
+    """The reply to the first message of a new conversation; the same form sent twice makes it once."""
     before = Message.objects.filter(conversation__owner=user, cid=cid, text=text.strip(), parent=None).first()
     if before is not None:
-        return before.conversation, None
+        return before.children.latest("created_at")
     with transaction.atomic():
         own = model if model is not None and not model.is_default else None
         conversation = Conversation.objects.create(owner=user, model=own)
         conversation.choose_schema(schema)
-        _, reply = conversation.send(cid, text, attachments)
-    return conversation, reply
+        return conversation.send(cid, text, attachments)[1]
 
 
 def _new_page(request: Request, choices: QueryDict, problem: str = "") -> HttpResponse:
@@ -366,6 +375,40 @@ def archive(request: Request, id: UUID) -> HttpResponse:
     return _changed(request, id)
 
 
+@require_http_methods(["GET", "POST"])
+def move_to_folder(request: Request, id: UUID) -> HttpResponse:
+    conversation = own_conversation(request, id)
+    context = {"conversation": conversation, "name": conversation.folder}
+    return _folder_form(request, context, conversation.move_to_folder) or redirect("chat:show", id)
+
+
+@require_http_methods(["GET", "POST"])
+def rename_folder(request: Request) -> HttpResponse:
+    """Rename the folder that has the `name`."""
+    own = Conversation.objects.owned_by(request.user)
+    name = (request.POST if request.method == "POST" else request.GET).get("name", "")
+    if name not in own.folders():
+        raise Http404
+    context = {"renamed": name, "name": name}
+    return _folder_form(request, context, partial(own.rename_folder, name)) or redirect("chat:sidebar")
+
+
+def _folder_form(request: Request, context: dict[str, Any], move: Callable[[str], None]) -> HttpResponse | None:
+    """Ask for the name of a folder, and `move` there; None where that is done and a page is to follow."""
+    if request.method == "POST":
+        try:
+            move(request.POST.get("folder", ""))
+        except ConversationError as exc:
+            context |= {"name": request.POST["folder"], "problem": str(exc)}
+        else:
+            return _sidebar_changed() if request.htmx else None
+    context |= {"names": Conversation.objects.owned_by(request.user).folders(), "max_length": MAX_FOLDER}
+    if request.htmx:
+        return render(request, "chat/_folder.html", context)
+    context = _shell(request, context.get("conversation")) | context
+    return render(request, "chat/folder.html", context, status=400 if "problem" in context else 200)
+
+
 @require_POST
 def model(request: Request, id: UUID) -> HttpResponse:
     """Choose the model of the answers to come."""
@@ -438,29 +481,45 @@ def _chats(request: Request, current: Conversation | None = None) -> dict[str, A
     num_pages = int(pages) if pages.isascii() and pages.isdecimal() and len(pages) < 4 else 1
     limit = SIDEBAR * max(1, num_pages)
     answering = Message.objects.filter(conversation=OuterRef("pk"), status__in=Message.LIVE)
-    rows: list[Any] = list(  # with `is_answering`
+    chats: Any = (
         Conversation.objects.owned_by(request.user)
         .filter(is_archived=is_archive)
         .annotate(is_answering=Exists(answering))
         .order_by("-is_pinned", "-updated_at")
-        .only("title", "updated_at", "is_pinned")[: limit + 1]
+        .only("title", "updated_at", "is_pinned", "folder")
     )
+    # Folders are filled by hand, so each is listed whole; the others come in pages.
+    is_foldered = Q(is_pinned=False, is_archived=False) & ~Q(folder="")
+    foldered, rows = list(chats.filter(is_foldered)), list(chats.exclude(is_foldered)[: limit + 1])
+    current_id = current.pk if current else _current_id(request)
     return {
-        "groups": _grouped(rows[:limit], _zone(request)),
+        "groups": _grouped(rows[:limit], foldered, _zone(request), current_id),
         "is_archive": is_archive,
-        "is_answering": any(row.is_answering for row in rows),
+        "is_answering": any(row.is_answering for row in [*rows, *foldered]),
         "next_page": num_pages + 1 if len(rows) > limit else None,
-        "current": current.pk if current else _current_id(request),
+        "current": current_id,
     }
 
 
-def _grouped(rows: list[Any], zone: tzinfo) -> dict[str, list[Any]]:
+def _grouped(rows: list[Any], foldered: list[Any], zone: tzinfo, current_id: UUID | None) -> list[Group]:
+    """The pinned ones, which come first in `rows`; the folders in alphabetical order; the other rows by day."""
     today = timezone.localdate(timezone=zone)
-    groups: dict[str, list[Any]] = {}
+    pinned: list[Any] = []
+    days: dict[str, list[Any]] = {}
+    folders: dict[str, list[Any]] = {}
     for row in rows:
         day = timezone.localdate(row.updated_at, timezone=zone)
-        groups.setdefault("Pinned" if row.is_pinned else _age(day, today), []).append(row)
-    return groups
+        (pinned if row.is_pinned else days.setdefault(_age(day, today), [])).append(row)
+    for row in foldered:
+        folders.setdefault(row.folder, []).append(row)
+    return [
+        *([Group("Pinned", pinned)] if pinned else []),
+        *(
+            Group(name, folders[name], True, current_id in {row.pk for row in folders[name]})
+            for name in sorted(folders, key=str.casefold)
+        ),
+        *(Group(name, chats) for name, chats in days.items()),
+    ]
 
 
 def _age(day: date, today: date) -> str:

@@ -3,6 +3,7 @@
 # ruff: noqa: E402  Django is set up before anything that imports rows.
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ from chat import live
 from chat.archive import importing
 from chat.consumers import ChatConsumer
 from localllm.gateway import database, downloads, jobs, quantising, registration, replays, serving, trials, uploads
+from localllm.gateway.api.access import hosts_and_headers
+from localllm.gateway.api.errors import too_large
 from localllm.gateway.models import Download, Replay, Trial, Upload
 from localllm.gateway.security import ContentSecurityPolicyMiddleware, HttpsProxy, OriginGuard
 from localllm.gateway.security.origin import Application
@@ -39,15 +42,17 @@ API = ("/v1/", "/api/")
 class ApiHandler(ASGIHandler):
     """Django for programs, which bring a key instead of a session.
 
-    The other middleware is about pages, and each of its steps would change to another thread and back.
+    The middlewares of pages would do more than they need, each step in another thread and back.
     """
 
     def load_middleware(self, is_async: bool = False) -> None:
         self._view_middleware: list[Any] = []
         self._template_response_middleware: list[Any] = []
         self._exception_middleware: list[Any] = []
-        answer = convert_exception_to_response(self._get_response_async)  # type: ignore[attr-defined]
-        self._middleware_chain = convert_exception_to_response(ContentSecurityPolicyMiddleware(answer))
+        answer: Any = convert_exception_to_response(self._get_response_async)  # type: ignore[attr-defined]
+        self._middleware_chain = convert_exception_to_response(
+            ContentSecurityPolicyMiddleware(hosts_and_headers(answer))
+        )
 
 
 api = ApiHandler()
@@ -83,13 +88,15 @@ def run(*, host: str, port: int, say: Callable[[str], None], on_ready: Callable[
         await live.resume_interrupted()
         await jobs.runner.start(KINDS)
 
-    from localllm.serve import serve  # here: it installs Twisted's reactor, which another server must not have
+    from localllm.serve import Limits, serve  # here: it installs Twisted's reactor, which another server must not have
 
     serve(
         application,
         host=host,
         port=port,
+        limits=Limits(is_behind_proxy=settings.SESSION_COOKIE_SECURE),
         on_start=start,
         on_ready=on_ready,
+        on_too_large=lambda path: json.dumps(too_large().body) if path.startswith(API) else None,
         on_drain=[live.drain, jobs.runner.drain, serving.drain],
     )

@@ -58,6 +58,7 @@ class Limits:
     max_message: int = 256 << 10  # of a websocket frame, and of the message that frames add up to
     max_inbox: int = 32  # messages of one socket that the application has not taken yet
     max_sockets_per_client: int = 64
+    is_behind_proxy: bool = False  # clients are told apart by what it adds to X-Forwarded-For
     send_buffer: int = 256 << 10  # from here on `await send()` waits for the client
     send_stall_s: float = 20.0  # a client that takes nothing for so long is dropped
     receive_s: float = 120.0  # a request must be complete so long after its connection became free
@@ -75,18 +76,20 @@ def serve(
     limits: Limits = DEFAULT_LIMITS,
     on_start: Callable[[], Awaitable[None]] | None = None,
     on_ready: Callable[[str], None] | None = None,
+    on_too_large: Callable[[str], str | None] = lambda path: None,
     on_drain: Sequence[Callable[[float], Awaitable[None]]] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return; a second signal ends the process at once.
 
     Call it from the main thread. `on_start` is awaited on the event loop before the first request is read
-    (connections wait in the kernel meanwhile); `on_ready` then gets the URL. At the first signal every hook
-    in `on_drain` is started with the seconds it has, before the port closes: its first step is the place
-    where an application notes that it is draining. An address that cannot be had is a SystemExit with the
-    reason.
+    (connections wait in the kernel meanwhile); `on_ready` then gets the URL. `on_too_large` gets the path of
+    a request whose body is over the limit, and returns the JSON to refuse it with; None: a plain sentence
+    does. At the first signal every hook in `on_drain` is started with the seconds it has, before the port
+    closes: its first step is the place where an application notes that it is draining. An address that
+    cannot be had is a SystemExit with the reason.
     """
     listener = _listen(host, port)
-    server = _Server(application, host=host, limits=limits, on_drain=on_drain)
+    server = _Server(application, host=host, limits=limits, on_too_large=on_too_large, on_drain=on_drain)
     server.serve(listener, on_start, on_ready)
 
 
@@ -186,7 +189,8 @@ class _Channel(http.HTTPChannel):
         Closing at once would reset the connection, and many clients would not see the answer.
         """
         self.is_refused = True
-        self.transport.write(b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        path: Any = self._path
+        self.transport.write(_too_large(self.factory.server.on_too_large(path.decode("latin1")), self.limits))
         self.transport.loseWriteConnection()
         reactor.callLater(LINGER_S, self.transport.abortConnection)
 
@@ -221,6 +225,18 @@ class _Channel(http.HTTPChannel):
         peer = self.transport.getPeer()
         logger.warning("Dropped %s: it read nothing for %g s.", peer, self.limits.send_stall_s)
         self.transport.abortConnection()
+
+
+def _too_large(json: str | None, limits: Limits) -> bytes:
+    if json is None:
+        kind, body = "text/plain", f"The body is too large: at most {limits.max_body:,} bytes are taken.".encode()
+    else:
+        kind, body = "application/json", json.encode()
+    head = (
+        f"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+        f"X-Content-Type-Options: nosniff\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _num_unsent(transport: Any) -> int:
@@ -284,6 +300,9 @@ class _WebSocket(WebSocketProtocol):  # type: ignore[misc]
         self.connection.release()
 
     def onConnect(self, request: Any) -> Any:
+        forwarded = request.headers.get("x-forwarded-for", "")
+        if self.server.limits.is_behind_proxy and forwarded:
+            self.client_host = forwarded.rpartition(",")[2].strip()
         if self.server.num_sockets(self.client_host) >= self.server.limits.max_sockets_per_client:
             raise ConnectionDeny(429, "Too many websockets from this address: close some, then try again.")
         return super().onConnect(request)
@@ -342,6 +361,7 @@ class _Server(daphne_server.Server):  # type: ignore[misc]
         *,
         host: str,
         limits: Limits,
+        on_too_large: Callable[[str], str | None],
         on_drain: Sequence[Callable[[float], Awaitable[None]]],
     ) -> None:
         super().__init__(
@@ -352,6 +372,7 @@ class _Server(daphne_server.Server):  # type: ignore[misc]
             server_name=None,
         )
         self.limits = limits
+        self.on_too_large = on_too_large
         self.on_drain = on_drain
         self.is_draining = False
         self.connections: dict[_Request | _WebSocket, dict[str, Any]] = {}

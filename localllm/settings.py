@@ -76,11 +76,8 @@ def _secret_key() -> str:
 
 SECRET_KEY = _secret_key()
 DEBUG = False
-ALLOWED_HOSTS = [host for host in setting("LOCALLLM_ALLOWED_HOSTS").split(",") if host] or [
-    "localhost",
-    "127.0.0.1",
-    "[::1]",
-]
+# The local names always: what runs on this machine, as a health check, may use them.
+ALLOWED_HOSTS = [*filter(None, setting("LOCALLLM_ALLOWED_HOSTS").split(",")), "localhost", "127.0.0.1", "[::1]"]
 ROOT_URLCONF = "localllm.urls"
 ASGI_APPLICATION = "localllm.asgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -103,16 +100,16 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "localllm.gateway.middleware.SecurityMiddleware",
+    "django.middleware.security.SecurityMiddleware",
     "localllm.gateway.static_files.StaticFilesMiddleware",
     "localllm.gateway.security.ContentSecurityPolicyMiddleware",
-    "localllm.gateway.middleware.SessionMiddleware",
-    "localllm.gateway.middleware.CommonMiddleware",
-    "localllm.gateway.middleware.CsrfViewMiddleware",
-    "localllm.gateway.middleware.AuthenticationMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
     "localllm.gateway.security.LoginRequiredMiddleware",
-    "localllm.gateway.middleware.MessageMiddleware",
-    "localllm.gateway.middleware.XFrameOptionsMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 
@@ -180,6 +177,13 @@ SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_COOKIE_SAMESITE = "Lax"
 # Over plain HTTP on the local machine a Secure cookie would never come back.
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = setting("LOCALLLM_HTTPS") == "1"
+if SESSION_COOKIE_SECURE:
+    SECURE_HSTS_SECONDS = 30 * 24 * 3600
+    SILENCED_SYSTEM_CHECKS = [
+        "security.W008",  # every request counts as HTTPS here; from plain HTTP the proxy redirects
+        "security.W005",  # other hosts of the domain are not ours to decide for,
+        "security.W021",  # nor is the list that browsers are delivered with
+    ]
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2 << 20
 
 LOGGING = {

@@ -52,8 +52,9 @@ class ServerProcess:
     def events(self) -> list[str]:
         return json.loads(self.get("/events").body)
 
-    def socket(self, path: str) -> ClientConnection:
-        return connect(f"ws://127.0.0.1:{self.port}{path}", close_timeout=2, max_size=None)
+    def socket(self, path: str, headers: dict[str, str] | None = None) -> ClientConnection:
+        url = f"ws://127.0.0.1:{self.port}{path}"
+        return connect(url, close_timeout=2, max_size=None, additional_headers=headers)
 
     def raw(self, request: str) -> socket.socket:
         """Send a request over a plain socket with a small receive buffer, and read nothing."""
@@ -204,10 +205,22 @@ def test_it_bounds_the_sockets_of_one_client(server: ServerProcess) -> None:
     open_sockets.close()
 
 
+def test_behind_a_proxy_clients_are_told_apart_by_what_it_adds() -> None:
+    def open_for(client: str) -> None:
+        open_sockets.enter_context(server.socket("/echo", {"X-Forwarded-For": f"made up, {client}"}))
+
+    with running(max_sockets_per_client=1, is_behind_proxy=True) as server, ExitStack() as open_sockets:
+        open_for("192.0.2.1")
+        open_for("192.0.2.2")
+        with pytest.raises(InvalidStatus):
+            open_for("192.0.2.1")
+
+
 def test_it_refuses_a_big_body_before_it_is_sent(server: ServerProcess) -> None:
     with server.raw(f"POST /upload HTTP/1.1\nHost: x\nContent-Length: {10**12}\n\n") as client:
-        assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
-        assert read_to_end(client) == b""
+        answer = read_to_end(client)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.endswith(b"\r\n\r\nThe body is too large: at most 1,048,576 bytes are taken.")
 
 
 def test_it_refuses_a_chunked_body_that_grows_too_big(server: ServerProcess) -> None:

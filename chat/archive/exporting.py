@@ -40,6 +40,7 @@ def record(conversation: Conversation) -> ConversationRecord:
         updated_at=conversation.updated_at,
         is_pinned=conversation.is_pinned,
         is_archived=conversation.is_archived,
+        folder=conversation.folder,
         model=conversation.model.name if conversation.model else "",
         system_prompt=conversation.system_prompt,
         settings={name: value for name in SAMPLING if (value := getattr(conversation, name)) is not None},

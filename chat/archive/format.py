@@ -91,6 +91,7 @@ class ConversationRecord(Record):
     updated_at: Time | None = None
     is_pinned: bool = False
     is_archived: bool = False
+    folder: Label = ""
     model: Annotated[str, msgspec.Meta(max_length=100)] = ""
     system_prompt: str = ""
     settings: dict[str, float] = {}

@@ -26,7 +26,7 @@ from chat.archive.format import ConversationRecord, FeedbackRecord, MessageRecor
 from chat.archive.splitting import ArchiveRefused, CutOff, Item
 from chat.attachments import Attachment, File, safe_name
 from chat.forms import SAMPLING
-from chat.models import Conversation, Message, Summary
+from chat.models import MAX_FOLDER, Conversation, Message, Summary, folder_name
 from localllm.gateway import database
 from localllm.gateway.models import Feedback, Job, LanguageModel, PromptTemplate, PromptTemplateVersion
 from localllm.gateway.models.feedback import MAX_NOTE
@@ -198,6 +198,7 @@ def _conversation(owner: User, ids: _Ids, record: ConversationRecord) -> tuple[C
         "title": _clean(record.title)[:200],
         "is_pinned": record.is_pinned,
         "is_archived": record.is_archived,
+        "folder": folder_name(_clean(record.folder)[:MAX_FOLDER]),
         "system_prompt": _clean(record.system_prompt),
         "compress_at": record.compress_at,
         "model": LanguageModel.objects.filter(name=record.model).first() if record.model else None,

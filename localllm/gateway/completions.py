@@ -68,8 +68,8 @@ async def stream(request: ChatRequest, model: LanguageModel, asker: Asker) -> As
         record.error = str(exc)
         raise
     finally:
-        # A second cancellation must not lose the row.
-        await asyncio.shield(database.write(_log, request, model, asker, record))
+        # Neither a second cancellation nor a database that is locked for a while may lose the row.
+        await asyncio.shield(database.store(_log, request, model, asker, record))
 
 
 def _with_seed(request: ChatRequest) -> ChatRequest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -14,8 +13,6 @@ from localllm.gateway import catalogue, database, fitting, jobs
 from localllm.gateway.catalogue import Entry
 from localllm.gateway.models import Download, FileVersion, Job, LanguageModel
 from localllm.gateway.registration import register
-from localllm.inference.engine.gguf import read_header
-from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import HubError
 from localllm.inference.hub.client import Hub
 from localllm.inference.hub.download import download
@@ -110,15 +107,8 @@ async def _register(row: Download) -> LanguageModel:
         "file_mtime_ns": stamp.mtime_ns,
         "file_inode": stamp.inode,
     }
-    defaults = {"title": file.label[:200], "n_ctx": await _window(path), **row.defaults}
+    defaults = {"title": file.label[:200], **row.defaults}
     return await register(path, name=file.label, file_name=file.name[:300], **known, **defaults)
-
-
-async def _window(path: Path) -> int:
-    """The usual context window, or the largest for which this machine has room."""
-    usual = EngineSettings()
-    found = await database.read(fitting.fit, await asyncio.to_thread(read_header, path), usual)
-    return found.max_window if found.verdict == "smaller context" else usual.n_ctx
 
 
 async def _discard(row: Download) -> None:

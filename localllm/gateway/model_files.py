@@ -17,6 +17,7 @@ from localllm.gateway import database, serving
 from localllm.gateway.downloads import store
 from localllm.gateway.models import FileVersion, LanguageModel
 from localllm.gateway.models.language_model import ModelError
+from localllm.gateway.providers import local
 from localllm.gateway.registration import register
 from localllm.inference.engine.probe import probe
 from localllm.inference.errors import ModelRefused
@@ -30,7 +31,8 @@ async def replace(model: LanguageModel, other: LanguageModel) -> None:
     model.check_may_take(other)
     file = await database.read(lambda: other.current_file)
     await _check(file)
-    await probe(Path(file.path), settings=model.engine_settings)
+    path = Path(file.path)
+    await probe(path, settings=await local.placed(path, model.engine_settings))
     await serving.change(model.become(file), save=partial(_take, model, other))
     await serving.unload(other)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from msgspec.structs import replace
 
-from localllm.gateway import database
+from localllm.gateway import database, fitting
 from localllm.gateway.models import FileVersion, LanguageModel
-from localllm.inference.engine.gguf import Header, check_name
+from localllm.gateway.providers import local
+from localllm.inference.engine.gguf import Header, check_name, read_header
 from localllm.inference.engine.probe import probe
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError
@@ -35,19 +38,23 @@ async def register(
     """Make or update the row of the file at `path`, which stays where it is. Raises ModelRefused.
 
     `file_name` is what it was called where it came from. `defaults` are fields of a new row; an existing one keeps
-    its settings, and is probed with them.
+    its settings, and is probed with them. Where nobody chose its context window, a new one gets the usual, or the
+    largest for which this machine has room.
     """
     path = path.expanduser().resolve()
     check_name(path)
-    report = await probe(path, settings=await database.read(_engine_settings, path, defaults))
-    defaults.setdefault("description", describe(report.header))
+    header = await asyncio.to_thread(read_header, path)
+    await local.look_for_gpu()
+    wanted = await database.read(_engine_settings, path, header, defaults)
+    await probe(path, settings=await local.placed(path, wanted))
+    defaults = {"description": describe(header), "n_ctx": wanted.n_ctx, **defaults}
     return await database.write(
         LanguageModel.objects.register,
         path,
         name=name,
         file_name=file_name,
         make_default=make_default,
-        is_embedding=report.header.is_embedding,
+        is_embedding=header.is_embedding,
         **defaults,
     )
 
@@ -76,9 +83,11 @@ async def _ensure(
         say(str(exc))
 
 
-def _engine_settings(path: Path, defaults: dict[str, Any]) -> EngineSettings:
-    row = LanguageModel.objects.filter(files__path=str(path)).first() or LanguageModel(path=str(path), **defaults)
-    return row.engine_settings
+def _engine_settings(path: Path, header: Header, defaults: dict[str, Any]) -> EngineSettings:
+    if row := LanguageModel.objects.filter(files__path=str(path)).first():
+        return row.engine_settings
+    usual = LanguageModel(path=str(path), **defaults).engine_settings
+    return usual if "n_ctx" in defaults else replace(usual, n_ctx=fitting.window(header, usual))
 
 
 def _unchanged_row(path: Path) -> LanguageModel | None:

@@ -58,7 +58,7 @@ async def _recording(generation: UsageLog) -> Recording:
     path = await _file(generation)
     return Recording(
         path=str(path),
-        settings=_settings(generation),
+        settings=await local.placed(path, _settings(generation)),
         request=await database.read(_request, generation),
         prompt_ids=prompt_ids,
         output_ids=output_ids,

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from django.db import DatabaseError
+
 from localllm.gateway import database
 from localllm.gateway.models import LanguageModel
 from localllm.gateway.models.language_model import ModelError
@@ -287,11 +289,18 @@ async def _watch_files() -> None:
     """A loaded model whose file was replaced goes on with the old one until the new one has passed its trial."""
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
-        for model in await database.read(_with_changed_files):
-            try:
-                await load(await _follow_file(model))
-            except ProviderError as exc:
-                log.warning("%s", exc)
+        try:
+            for model in await database.read(_with_changed_files):
+                await _reload(model)
+        except DatabaseError as exc:
+            log.error("Whether files of models were replaced is not known now: %s", exc)
+
+
+async def _reload(model: LanguageModel) -> None:
+    try:
+        await load(await _follow_file(model))
+    except ProviderError as exc:
+        log.warning("%s", exc)
 
 
 def _with_changed_files() -> list[LanguageModel]:

@@ -18,7 +18,9 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from localllm.inference import control_groups
 from localllm.inference.amounts import size
+from localllm.inference.control_groups import GROUPS, PROC, read
 from localllm.inference.engine.gguf import MAX_CONTEXT, TENSOR_TYPES, Header, Tensor
 from localllm.inference.engine.settings import EngineSettings, num_available_cpus
 
@@ -59,7 +61,7 @@ class Machine:
 
     total_bytes: int
     available_bytes: int
-    gpu_bytes: int = 0  # of graphics memory that a model may still take
+    gpu_bytes: int | None = None  # of graphics memory that a model may still take; None: there is none of its own
     cpu_flags: frozenset[str] = frozenset()
     num_cpus: int = 0  # 0: not known
     share: float = SHARE  # of its memory, for all models together
@@ -82,9 +84,11 @@ class Machine:
 class Need:
     """What one loaded model takes, in bytes, with a `window` of so many tokens for each conversation.
 
-    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory.
+    What lies on a GPU is in `gpu_bytes`; all other sizes are of the machine's own memory. `settings` are those to load
+    it with: where a GPU has a memory of its own, they name the layers that have room there. llama.cpp takes -1 for all.
     """
 
+    settings: EngineSettings
     window: int
     num_gpu_layers: int = 0  # as llama.cpp counts them: the output is one more
     gpu_bytes: int = 0
@@ -208,13 +212,14 @@ def largest_window(header: Header, settings: EngineSettings, machine: Machine, r
 def account(header: Header, settings: EngineSettings, machine: Machine) -> Need:
     """What the model takes, loaded with these settings."""
     window = settings.window(header.context_length)
-    if header.is_embedding:  # a batch is one window of texts, which share one cache
-        settings = replace(settings, num_slots=1, n_batch=window)
+    # Of an embedding model a batch is one window of texts, which share one cache.
+    context = replace(settings, num_slots=1, n_batch=window) if header.is_embedding else settings
     cells = -(-window // WINDOW_STEP) * WINDOW_STEP
-    cache = _cache_bytes(header, settings, cells)
-    compute_bytes = _compute_bytes(header, settings, cells)
-    on_gpu = _place(header, settings, cache, machine.gpu_bytes - compute_bytes)
+    cache = _cache_bytes(header, context, cells)
+    compute_bytes = _compute_bytes(header, context, cells)
+    on_gpu = _place(header, settings, cache, (machine.gpu_bytes or 0) - compute_bytes)
     return Need(
+        settings=settings if machine.gpu_bytes is None else replace(settings, n_gpu_layers=on_gpu.num_layers),
         window=window,
         num_gpu_layers=on_gpu.num_layers,
         gpu_bytes=on_gpu.weights_bytes + on_gpu.cache_bytes + compute_bytes if on_gpu.num_layers else 0,
@@ -328,16 +333,22 @@ def _compute_bytes(header: Header, settings: EngineSettings, cells: int) -> int:
 
 # The machine.
 
+# By version of control groups: limit, use, and how its statistics of page cache begin.
+LIMIT_FILES = {
+    2: ("memory.max", "memory.current", ""),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
+
 
 def this_machine(
-    proc: Path = Path("/proc"),
-    cgroups: Path = Path("/sys/fs/cgroup"),
+    proc: Path = PROC,
+    cgroups: Path = GROUPS,
     *,
     share: float = SHARE,
-    gpu_bytes: int = 0,
+    gpu_bytes: int | None = None,
 ) -> Machine:
     """Memory as the kernel counts it now: page cache that can be dropped is available."""
-    memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", _read(proc / "meminfo"), re.M)}
+    memory = {name: int(kb) << 10 for name, kb in re.findall(r"^(\w+):\s+(\d+) kB", read(proc / "meminfo"), re.M)}
     total = memory.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = memory.get("MemAvailable", total)
     for limit, used in _limits(proc, cgroups):
@@ -347,55 +358,39 @@ def this_machine(
         available_bytes=max(0, available),
         gpu_bytes=gpu_bytes,
         cpu_flags=_cpu_flags(proc),
-        num_cpus=num_available_cpus(),
+        num_cpus=num_available_cpus(proc, cgroups),
         share=share,
     )
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """Limit and use, in bytes, of this process's control group and of all above it. Version 2, then version 1."""
-    for line in _read(proc / "self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, names = cgroups, ("memory.max", "memory.current", "")
-        elif "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        else:
-            continue
-        # In a container the path is often the host's, and only the root is there.
-        group = root / path.lstrip("/")
-        for folder in dict.fromkeys([group, *group.parents, root]):
-            if folder.is_relative_to(root) and (limit := _read(folder / names[0]).strip()).isdigit():
-                yield int(limit), max(0, _used(folder, *names[1:]))
+    """Limit and use, in bytes, of this process's control group and of all above it."""
+    for folder, version in control_groups.folders("memory", proc, cgroups):
+        limit, current, prefix = LIMIT_FILES[version]
+        if (text := read(folder / limit).strip()).isdigit():
+            yield int(text), max(0, _used(folder, current, prefix))
 
 
 def _used(folder: Path, current: str, prefix: str) -> int:
-    statistics = dict(re.findall(r"^(\w+) (\d+)$", _read(folder / "memory.stat"), re.M))
+    statistics = dict(re.findall(r"^(\w+) (\d+)$", read(folder / "memory.stat"), re.M))
     cache = sum(int(statistics.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
-    return int(_read(folder / current).strip() or 0) - cache
+    return int(read(folder / current).strip() or 0) - cache
 
 
 def _cpu_flags(proc: Path) -> frozenset[str]:
     """On x86 "flags", on ARM "Features"; Apple's processors have what ggml asks for."""
-    if match := re.search(r"^(?:flags|Features)\s*: (.+)$", _read(proc / "cpuinfo"), re.M):
+    if match := re.search(r"^(?:flags|Features)\s*: (.+)$", read(proc / "cpuinfo"), re.M):
         return frozenset(match[1].split())
     return frozenset({"asimddp"} if platform.machine() == "arm64" else ())
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
 def resident_bytes(pid: int) -> int:
     """What a process has in memory now; 0 where it is gone, or the system does not tell."""
-    fields = _read(Path(f"/proc/{pid}/statm")).split()
+    fields = read(Path(f"/proc/{pid}/statm")).split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
 
 
 def peak_resident_bytes(pid: int) -> int:
     """The most that a process ever had in memory; 0 where it is gone, or the system does not tell."""
-    match = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path(f"/proc/{pid}/status")), re.M)
+    match = re.search(r"^VmHWM:\s+(\d+) kB", read(Path(f"/proc/{pid}/status")), re.M)
     return int(match[1]) << 10 if match else 0

@@ -1,4 +1,5 @@
-"""A model's file as a whole, with all parts of a split one: how to see that it has changed, and its SHA-256."""
+"""A model's file as a whole, with all parts of a split one: how to see that it has changed, its SHA-256, and how
+long it may take to be read."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from localllm.inference.engine.gguf import parts
 
 CHUNK_BYTES = 1 << 20
 MAX_SIGNED = (1 << 63) - 1
+SLOWEST_DISK = 20e6  # bytes per second
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,14 @@ class Stamp:
             mtime_ns=max(each.st_mtime_ns for each in found),
             inode=sum(each.st_ino for each in found) & MAX_SIGNED,
         )
+
+
+def longest_read_s(path: Path) -> float:
+    """What a slow disk takes to read all of it. 0 where it cannot be read: whoever loads it says why."""
+    try:
+        return Stamp.of(path).size_bytes / SLOWEST_DISK
+    except OSError:
+        return 0.0
 
 
 def sha256(path: Path) -> str:

@@ -78,7 +78,20 @@ const actions = {
   copy: (button) => copy(sourceOf(button.closest(".message"))),
 };
 
+// Folders stay as the reader left them, over pages if open; the server opens the one that holds the open chat.
+const folders = new Map(JSON.parse(localStorage.getItem("folders") ?? "[]").map((name) => [name, true]));
+function restoreFolders() {
+  for (const each of document.querySelectorAll("[data-folder]")) each.open = folders.get(each.dataset.folder) ?? each.open;
+}
+function keepFolder(folder) {
+  folders.set(folder.dataset.folder, !folder.open); // the click has yet to take effect
+  localStorage.setItem("folders", JSON.stringify([...folders.keys()].filter((name) => folders.get(name))));
+}
+restoreFolders();
+
 document.addEventListener("click", (event) => {
+  const folder = event.target.closest("[data-folder] > summary")?.parentElement;
+  if (folder) keepFolder(folder);
   const code = event.target.closest(".copy-code");
   if (code) copy(code.closest(".code").querySelector("code").textContent);
   const button = event.target.closest("[data-action]");
@@ -126,6 +139,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.target.id === "chats") restoreFolders();
   if (event.target.id === "dialog") {
     byId("chat-menu").hidePopover();
     if (!byId("dialog").open) byId("dialog").showModal();

@@ -264,6 +264,53 @@ def test_it_finds_renames_and_deletes_by_keyboard_and_menu(page):
     expect(page.get_by_role("link", name="Nuts")).to_have_count(0)
 
 
+def test_it_moves_a_chat_into_a_folder_that_can_be_renamed(page):
+    send(page, "Pack for the ferry")
+    wait_until_answered(page)
+    open_menu(page, "ferry")
+    page.get_by_role("link", name="Move to folder…").click()
+    page.get_by_role("combobox", name="Folder").fill("Trips")
+    page.keyboard.press("Enter")
+    folder = page.locator(".folder", has_text="Trips")
+    expect(folder.get_by_role("link", name="Pack for the ferry")).to_be_visible()
+    page.reload()
+    expect(page.get_by_role("link", name="Pack for the ferry")).to_have_count(1)
+    folder.get_by_role("link", name="Rename folder Trips").click()
+    page.get_by_role("combobox", name="Folder").fill("Sweden")
+    page.keyboard.press("Enter")
+    sweden = page.locator(".folder", has_text="Sweden").get_by_role("link", name="Pack for the ferry")
+    expect(sweden).to_be_visible()
+    expect(page.locator(".folder")).to_have_count(1)
+
+
+def test_a_chat_is_moved_without_a_script(page, open_page):
+    send(page, "Mow the lawn")
+    wait_until_answered(page)
+    plain = open_page(java_script_enabled=False)
+    plain.goto(page.url)
+    plain.get_by_role("link", name="Move to folder…").click()
+    plain.get_by_role("combobox", name="Folder").fill("Garden")
+    plain.get_by_role("button", name="Move", exact=True).click()
+    expect(plain.locator(".folder", has_text="Garden").get_by_role("link", name="Mow the lawn")).to_be_visible()
+
+
+def test_a_folder_stays_open_or_closed_as_it_was_left(page):
+    send(page, "Buy a tent")
+    wait_until_answered(page)
+    open_menu(page, "Buy a tent")
+    page.get_by_role("link", name="Move to folder…").click()
+    page.get_by_role("combobox", name="Folder").fill("Shopping")
+    page.keyboard.press("Enter")
+    tent = page.get_by_role("link", name="Buy a tent")
+    expect(tent).to_be_visible()
+    page.get_by_role("link", name="New chat").first.click()
+    expect(tent).to_be_hidden()
+    page.locator(".folder summary", has_text="Shopping").press("Enter")
+    expect(tent).to_be_visible()
+    page.reload()
+    expect(tent).to_be_visible()
+
+
 def test_it_keeps_a_draft_and_shows_the_shortcuts(page):
     page.get_by_label("Message", exact=True).fill("half a thought")
     page.reload()

@@ -173,6 +173,7 @@ def conversations(draw):
         id=draw(st.text(st.characters(codec="ascii"), min_size=1, max_size=8)),
         title=draw(texts),
         is_pinned=draw(st.booleans()),
+        folder=draw(st.sampled_from(["", "Trips"])),
         created_at=moments[0],
         updated_at=moments[-1],
         settings=draw(st.dictionaries(st.sampled_from(["temperature", "top_p"]), st.floats(0, 1), max_size=2)),
@@ -214,6 +215,13 @@ class RoundTrip(TestCase):
         bob = User.objects.create_user("bob")
         importing.store(bob, "localllm", out)
         assert without_ids(exporting.record(Conversation.objects.get(owner=bob))) == without_ids(record)
+
+
+@pytest.mark.parametrize(("said", "kept"), [(" My\x00  \n trips ", "My trips"), ("x" * 99, "x" * 60)])
+def test_the_folder_of_an_imported_chat_is_one_that_could_be_typed(alice, said, kept):
+    message = MessageRecord(id="q", role="user", text="Who?")
+    importing.store(alice, "localllm", ConversationRecord(id="1", messages=[message], folder=said))
+    assert Conversation.objects.get().folder == kept
 
 
 def test_what_a_conversation_has_grown_by_is_added(alice):

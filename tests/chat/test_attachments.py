@@ -51,7 +51,7 @@ def by(file, mode="full", cut_at=None):
 
 async def answer(chat, text, attachments, cid="c1"):
     _, reply = await database.write(chat.send, cid, text, attachments)
-    await live.start(reply)
+    live.start(reply)
     async with asyncio.timeout(60):
         async for _ in live.tail(reply.pk):
             pass
@@ -175,7 +175,7 @@ async def test_a_reply_that_outlives_its_process_is_asked_the_same(chat, alice):
     await database.write(lambda: Conversation.objects.filter(pk=chat.pk).update(**fields))
     file = await database.write(stored, alice, TOWNS)
     _, reply = await database.write(chat.send, "c1", "When was number 42 founded?", by(file, "passages"))
-    await live.start(reply)
+    live.start(reply)
     async for frame in live.tail(reply.pk):
         if frame["type"] == "text":
             break

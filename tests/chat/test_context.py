@@ -46,7 +46,7 @@ async def test_the_account_is_exactly_what_the_engine_counts():
     conversation = await database.write(chat, 2)
     account = await ledger.take(conversation, draft=Draft("And back?"))
     _, reply = await database.write(conversation.send, "new", "And back?")
-    await live.start(reply)
+    live.start(reply)
     await read(reply)
     assert account.is_exact and account.num_tokens == (await stored(reply)).prompt_tokens
     assert sum(segment.num_tokens for segment in account.segments) == account.window == 1024
@@ -97,7 +97,7 @@ async def test_reasoning_takes_nothing_of_the_context():
 
 async def ask(conversation, text="And back?"):
     _, reply = await database.write(conversation.send, f"cid of {text[:20]}", text)
-    await live.start(reply)
+    live.start(reply)
     return reply
 
 
@@ -147,7 +147,7 @@ async def test_an_answer_that_goes_on_is_asked_as_it_was_begun():
     await database.write(reply.append, "It leaves ")
     await database.read(reply.refresh_from_db)
     before = await database.read(conversation.request_for, reply)
-    await live.start(reply)
+    live.start(reply)
     await read(reply)
     assert (await stored(reply)).text.startswith("It leaves ")
     assert not await database.read(conversation.summaries.exists)

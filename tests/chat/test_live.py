@@ -3,7 +3,8 @@
 import asyncio
 import os
 import signal
-from contextlib import aclosing
+import threading
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from chat import live
 from chat.models import Conversation, Message
 from localllm.gateway import database, providers
 from localllm.gateway.models import LanguageModel, UsageLog
-from localllm.gateway.models.usage import unpack_ids
+from localllm.gateway.models.usage import unpack_ids, unpack_messages
 from tests.inference.engine_on_starter import STARTER, SYSTEM
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.asyncio(loop_scope="package")]
@@ -46,7 +47,7 @@ async def ask(text="Who are you?", **settings):
         return conversation.send("c1", text)[1]
 
     reply = await database.write(make)
-    await live.start(reply)
+    live.start(reply)
     return reply
 
 
@@ -122,10 +123,82 @@ async def test_a_stopped_reply_continues_from_its_text():
     await read(reply)
     before = await stored(reply)
     again = await database.write(lambda: Conversation.objects.get(pk=before.conversation_id).continue_reply(before))
-    await live.start(again)
+    live.start(again)
     await read(again)
     after = await stored(reply)
     assert after.status == "complete" and after.text.startswith(before.text) and len(after.text) > len(before.text)
+
+
+@contextmanager
+def held_writer():
+    """Nothing is committed within the block."""
+    release = threading.Event()
+    database._writer.submit(release.wait)
+    try:
+        yield
+    finally:
+        release.set()
+
+
+async def test_a_second_stop_does_not_lose_the_end_of_the_first():
+    reply = await ask_for_long()
+    await first_text(reply)
+    with held_writer():
+        assert live.stop(reply.pk)
+        await asyncio.sleep(0.1)
+        assert not live.stop(reply.pk)
+        await asyncio.sleep(0.1)
+    await read(reply)
+    assert (await stored(reply)).status == "stopped"
+
+
+@pytest.mark.parametrize("end", ["stop", "drain"])
+async def test_an_end_that_waits_for_the_database_is_stored_with_its_text_once(end, monkeypatch):
+    monkeypatch.setattr(live, "_is_draining", False)  # as it is again after the test
+    reply = await ask(max_tokens=8)
+    while not live._live[reply.pk].is_ending:
+        await asyncio.sleep(0)
+    with held_writer():
+        live.stop(reply.pk) if end == "stop" else await live.drain(0.1)
+        await asyncio.sleep(0.1)
+    text = await read(reply)
+    final, row = await stored(reply), await database.read(UsageLog.objects.get)
+    assert final.status == "complete" and final.text == text == unpack_messages(bytes(row.messages))[-1].content
+
+
+async def test_what_is_asked_is_answered_when_the_asker_is_gone_before_it_is_stored():
+    def make():
+        owner = User.objects.create(username="alice")
+        return Conversation.objects.create(owner=owner).send("c1", "Who are you?")[1]
+
+    with held_writer():
+        asking = asyncio.create_task(live.begin(make))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait([asking])
+    while not (reply := await database.read(Message.objects.filter(role="assistant").first)) or reply.is_live:
+        await asyncio.sleep(0.01)
+    assert reply.status == "complete" and reply.text
+
+
+async def test_a_reply_that_is_over_is_not_written_again():
+    reply = await ask()
+    await read(reply)
+    live.start(await stored(reply))
+    assert reply.pk not in live._live
+
+
+async def test_the_account_of_an_answer_holds_all_its_parts():
+    reply = await ask_for_long()
+    await first_text(reply)
+    live.stop(reply.pk)
+    await read(reply)
+    stopped = await stored(reply)
+    assert stopped.completion_tokens and stopped.ttft_ms is not None and stopped.context_used < stopped.window
+    live.start(await database.write(lambda: stopped.conversation.continue_reply(stopped)))
+    await read(reply)
+    parts = await database.read(lambda: [row.completion_tokens for row in UsageLog.objects.all()])
+    assert (await stored(reply)).completion_tokens == sum(parts) > stopped.completion_tokens
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGSEGV])

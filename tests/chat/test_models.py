@@ -195,6 +195,44 @@ def test_a_question_by_a_schema_is_asked_as_its_version_says(conversation, schem
     assert (request.params.temperature, request.params.max_tokens) == (0.1, 77)
 
 
+def test_a_chat_moves_between_folders_that_exist_while_something_is_in_them(conversation):
+    chats = Conversation.objects.owned_by(conversation.owner)
+    conversation.move_to_folder("  Trips\x00 \n to  Sweden ")
+    assert chats.folders() == ["Trips to Sweden"]
+    conversation.move_to_folder("Work")
+    assert chats.folders() == ["Work"]
+    conversation.move_to_folder(" ")
+    assert chats.folders() == []
+
+
+def test_folders_stand_in_alphabetical_order(conversation):
+    for name in ("b", "C", "a"):
+        Conversation.objects.create(owner=conversation.owner, folder=name)
+    assert Conversation.objects.owned_by(conversation.owner).folders() == ["a", "b", "C"]
+
+
+def test_a_name_that_is_too_long_for_a_folder_is_refused_in_words(conversation):
+    conversation.move_to_folder("x" * 60)
+    with pytest.raises(ConversationError, match="has 61 characters; that of a folder has at most 60"):
+        conversation.move_to_folder("y" * 61)
+    conversation.refresh_from_db()
+    assert conversation.folder == "x" * 60
+
+
+def test_a_folder_is_renamed_joined_and_emptied_and_those_of_others_stay(conversation):
+    theirs = Conversation.objects.create(owner=User.objects.create(username="bob"), folder="Trips")
+    other = Conversation.objects.create(owner=conversation.owner, folder="Work")
+    conversation.move_to_folder("Trips")
+    chats = Conversation.objects.owned_by(conversation.owner)
+    chats.rename_folder("Trips", "Work")
+    assert set(chats.values_list("pk", "folder")) == {(conversation.pk, "Work"), (other.pk, "Work")}
+    chats.rename_folder("Work", "")
+    chats.rename_folder("", "All")
+    assert chats.folders() == []
+    theirs.refresh_from_db()
+    assert theirs.folder == "Trips"
+
+
 def test_a_draft_can_be_written_anew(conversation):
     _, reply = conversation.send("c1", "Hello")
     reply.append('{"a": 1}')

@@ -43,7 +43,7 @@ def chat_template(text, name="pirate", **fields):
 async def asked(conversation):
     """What the log has of an answer in `conversation`."""
     reply = (await database.write(conversation.send, "c1", "Who are you?"))[1]
-    await live.start(reply)
+    live.start(reply)
     await live._live[reply.pk].task
     return await database.read(UsageLog.objects.select_related("template_version__template").get, message_id=reply.pk)
 
@@ -101,7 +101,7 @@ async def test_a_template_that_asks_for_what_a_chat_does_not_know_fails_the_answ
     template = await database.write(chat_template, "{{ mood }}")
     conversation = await database.write(chat, template=template)
     reply = (await database.write(conversation.send, "c1", "Who are you?"))[1]
-    await live.start(reply)
+    live.start(reply)
     await live._live[reply.pk].task
     await database.read(reply.refresh_from_db)
     assert reply.status == "failed" and "No value was given for “mood”" in reply.error

@@ -195,6 +195,16 @@ async def test_a_right_that_ends_closes_the_socket_at_the_next_frame(server, ada
     assert not query(server.home, "SELECT 1 FROM chat_message WHERE cid='late'")
 
 
+async def test_a_new_password_ends_the_sockets_of_other_sessions(server, ada):
+    shell(server, "User.objects.create_user('dora', password='pw of dora 123')")
+    dora = await asyncio.to_thread(Browser, server.url, "dora", "pw of dora 123")
+    async with chat(dora, server) as (_, socket, _):
+        shell(server, "dora = User.objects.get(username='dora'); dora.set_password('another 123'); dora.save()")
+        with pytest.raises(ConnectionClosed) as closed:
+            await tell(socket, type="send", cid="too late", text="Still here?")
+        assert closed.value.rcvd.code == 4001
+
+
 async def test_nobody_without_a_session_gets_a_socket(server, ada):
     stranger = Browser.__new__(Browser)
     stranger.url, stranger._cookies = server.url, []

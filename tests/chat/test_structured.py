@@ -55,7 +55,7 @@ async def ask(schema_text, text=SENTENCE, **fields):
         return conversation.send("c1", text)[1]
 
     reply = await database.write(make)
-    await live.start(reply)
+    live.start(reply)
     return reply
 
 
@@ -164,7 +164,7 @@ async def test_a_stopped_answer_keeps_its_part_and_goes_on_when_asked():
     part = await stored(reply)
     assert part.status == "stopped" and "data-view" in part.html and part.can_continue
     again = await database.write(lambda: Conversation.objects.get(pk=part.conversation_id).continue_reply(part))
-    await live.start(again)
+    live.start(again)
     await frames_of(again)
     final = await stored(reply)
     assert final.status == "complete" and len(json.loads(final.text)) == 40

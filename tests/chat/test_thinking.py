@@ -48,7 +48,7 @@ async def ask(schema_text=None, **settings):
         return conversation.send("c1", "Maya Lindgren lives in Uppsala.")[1]
 
     reply = await database.write(make)
-    await live.start(reply)
+    live.start(reply)
     return reply
 
 
@@ -75,7 +75,7 @@ async def test_reasoning_streams_apart_from_the_answer_and_is_timed():
 
 
 async def test_a_slow_reader_is_shown_the_end_of_the_reasoning():
-    reply = live.LiveReply(Message(), text="", reasoning="Let me", model_name="thinking")
+    reply = live.LiveReply(Message(), text="", reasoning="Let me")
     live._live[reply.message.pk] = reply
     shown = ""
     async with aclosing(live.tail(reply.message.pk)) as frames:
@@ -117,7 +117,7 @@ async def test_a_stopped_thought_goes_on_when_asked():
     part = await stored(reply)
     assert part.status == "stopped" and part.reasoning and part.can_continue
     again = await database.write(lambda: Conversation.objects.get(pk=part.conversation_id).continue_reply(part))
-    await live.start(again)
+    live.start(again)
     await thoughts(again)
     final = await stored(reply)
     assert final.reasoning.startswith(part.reasoning) and len(final.reasoning) > len(part.reasoning)
@@ -129,7 +129,7 @@ async def test_reasoning_is_no_context_of_the_next_question():
     first = await stored(reply)
     conversation = await database.read(Conversation.objects.get, pk=first.conversation_id)
     _, second = await database.write(conversation.send, "c2", "And where else?")
-    await live.start(second)
+    live.start(second)
     await thoughts(second)
     prompt, _ = await replays.texts(await database.read(UsageLog.objects.get, message_id=second.pk))
     assert first.reasoning and first.reasoning not in prompt

@@ -102,17 +102,19 @@ def test_it_says_why_an_answer_ends_early(page, conversation):
     assert 'data-action="continue"' in text and "Try again" not in text
 
 
-@pytest.mark.parametrize("name", ["show", "messages", "menu", "rename", "delete", "settings"])
+@pytest.mark.parametrize("name", ["show", "messages", "menu", "rename", "move-to-folder", "delete", "settings"])
 def test_it_hides_what_belongs_to_somebody_else(client, conversation, name):
     client.force_login(User.objects.create_user("bob"))
     assert client.get(url(name, conversation)).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["rename", "delete", "pin", "archive", "select", "model", "settings"])
+@pytest.mark.parametrize(
+    "name", ["rename", "delete", "pin", "archive", "move-to-folder", "select", "model", "settings"]
+)
 def test_it_changes_nothing_that_belongs_to_somebody_else(client, conversation, name):
     client.force_login(User.objects.create_user("bob"))
     before = Conversation.objects.values().get()
-    assert client.post(url(name, conversation), {"title": "Mine", "model": "tiny"}).status_code == 404
+    assert client.post(url(name, conversation), {"title": "Mine", "model": "tiny", "folder": "Mine"}).status_code == 404
     assert Conversation.objects.values().get() == before
 
 
@@ -147,6 +149,64 @@ def test_it_pins_and_archives(page, conversation):
     page.post(url("archive", conversation))
     assert "Uppsala" not in html(page.get("/chats", **HTMX))
     assert "Uppsala" in html(page.get("/chats?archived=1", **HTMX))
+
+
+def test_it_moves_a_chat_into_a_folder_and_out_of_it(page, conversation):
+    page.post(url("move-to-folder", conversation), {"folder": "Trips"})
+    text = html(page.get(url("move-to-folder", conversation), **HTMX))
+    assert 'value="Trips"' in text and '<option value="Trips">' in text
+    page.post(url("move-to-folder", conversation), {"folder": ""})
+    assert Conversation.objects.get().folder == ""
+
+
+def test_it_renames_a_folder_that_one_has(page, conversation):
+    conversation.move_to_folder("a/b & <c>")
+    Conversation.objects.create(owner=User.objects.create_user("bob"), folder="Work")
+    address = reverse("chat:rename-folder")
+    listed = html(page.get("/chats", **HTMX))
+    assert f'href="{address}?name=a%2Fb%20%26%20%3Cc%3E"' in listed and "<c>" not in listed
+    assert 'value="a/b &amp; &lt;c&gt;"' in html(page.get(address, {"name": "a/b & <c>"}))
+    assert page.post(address, {"name": "Work", "folder": "Mine"}).status_code == 404
+    assert page.post(address, {"name": "a/b & <c>", "folder": "Trips"}).status_code == 302
+    assert set(Conversation.objects.values_list("folder", flat=True)) == {"Trips", "Work"}
+
+
+def test_it_asks_again_where_the_name_of_a_folder_is_too_long(page, conversation):
+    long = "x" * 61
+    for request, status in (({}, 400), (HTMX, 200)):
+        response = page.post(url("move-to-folder", conversation), {"folder": long}, **request)
+        assert response.status_code == status and "at most 60. Shorten it." in html(response)
+        assert f'value="{long}"' in html(response)
+    assert Conversation.objects.get().folder == ""
+
+
+def test_it_lists_each_chat_once_pinned_in_a_folder_or_by_day(page, alice, monkeypatch):
+    monkeypatch.setattr(views, "SIDEBAR", 2)
+    for number in range(4):
+        for fields in ({}, {"folder": "Trips"}, {"folder": "Archive", "is_archived": True}):
+            Conversation.objects.create(owner=alice, title=f"chat-{number}", **fields)
+    Conversation.objects.create(owner=alice, title="chat-4", folder="Trips", is_pinned=True)
+    Conversation.objects.create(owner=alice, title="chat-5", folder="a")
+
+    def listed(query):
+        context = page.get(f"/chats?{query}", **HTMX).context
+        return [(group.name, len(group.chats)) for group in context["groups"]], context["next_page"]
+
+    assert listed("") == ([("Pinned", 1), ("a", 1), ("Trips", 4), ("Today", 1)], 2)
+    assert listed("pages=3") == ([("Pinned", 1), ("a", 1), ("Trips", 4), ("Today", 4)], None)
+    assert listed("archived=1") == ([("Today", 2)], 2)
+
+
+def test_the_folder_of_the_open_chat_is_open(page, conversation, alice):
+    conversation.move_to_folder("Trips")
+    Conversation.objects.create(owner=alice, folder="Work")
+    text = html(page.get(url("show", conversation)))
+    assert 'data-folder="Trips" open' in text and 'data-folder="Work">' in text
+
+
+def test_a_hit_tells_its_folder(page, conversation):
+    conversation.move_to_folder("Trips")
+    assert "Trips" in html(page.get("/chats", {"q": "swed"}, **HTMX))
 
 
 def test_it_finds_a_message_and_leads_to_it(page, conversation):

@@ -88,6 +88,8 @@ TABLE: dict[str, list[Row]] = {
     "chat:delete": [own("GET", 200), own("POST", 302)],
     "chat:pin": [own("POST", 302)],
     "chat:archive": [own("POST", 302)],
+    "chat:move-to-folder": [own("GET", 200), own("POST", 302, folder="New")],
+    "chat:rename-folder": [any_user("GET", 404), own("POST", 302, name="{folder}", folder="New")],
     "chat:select": [own("POST", 302, message="{message}")],
     "chat:model": [own("POST", 302, model="starter")],
     "chat:context": [own("GET", 200), own("POST", 200, text="Hello")],
@@ -239,7 +241,7 @@ def fill(conversation, cid, **end):
     type(reply).objects.filter(pk=reply.pk).update(text="Hi.", html="<p>Hi.</p>", **end)
     return {"question": str(question.pk), "message": str(reply.pk)}
 for number in range(%(number)d):
-    chat = Conversation.objects.create(owner=User.objects.get(username="owner"))
+    chat = Conversation.objects.create(owner=User.objects.get(username="owner"), folder=f"Folder {number}")
     cut = fill(chat, "a", status="stopped")["message"]
     ids = fill(chat, "b", status="complete", finish_reason="stop", guarantee={"guarantee": "constrained"})
     job = Job.objects.create(kind="batch", title="A batch", owner=chat.owner, state="paused")
@@ -263,7 +265,7 @@ for number in range(%(number)d):
         message_id=ids["question"], file=file, place=0, mode="passages", passages=[[1, 0, 2]], template_version=rag
     )
     importing = Job.objects.create(kind="import", title="An import", owner=chat.owner, state="paused")
-    ids |= {"attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
+    ids |= {"folder": chat.folder, "attachment": str(sent.pk), "file": str(unsent.pk), "import": str(importing.pk)}
     log = UsageLog.objects.create(user=chat.owner, source="chat", message_id=ids["message"])
     ids["generation"] = str(log.pk)
     template = PromptTemplate.objects.create(name=f"a-prompt-{number}")

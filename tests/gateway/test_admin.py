@@ -59,6 +59,13 @@ def test_every_list_can_be_opened_and_searched(
     assert admin_client.get(reverse(f"admin:{name}_changelist"), {"q": "e"}).status_code == 200
 
 
+def test_conversations_are_filtered_by_folder(admin_client: Client, conversation: Conversation) -> None:
+    conversation.move_to_folder("Islands")
+    address = reverse("admin:chat_conversation_changelist")
+    assert "Secret plans" in admin_client.get(address, {"folder": "Islands"}).content.decode()
+    assert "Secret plans" not in admin_client.get(address, {"folder": "Seas"}).content.decode()
+
+
 def test_every_row_can_be_opened(
     admin_client: Client, admin_user: User, conversation: Conversation, usage: UsageLog
 ) -> None:

@@ -44,6 +44,16 @@ def post_for_text(server: Server, key: str, body: bytes, path: str = "/v1/chat/c
         return response.status, response.read().decode()
 
 
+def request(
+    server: Server, method: str, path: str, headers: dict[str, str] | None = None
+) -> tuple[http.client.HTTPResponse, bytes]:
+    """The answer to a request without a body, whatever its headers say, and what is in it."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.request(method, path, headers=headers or {})
+        response = connection.getresponse()
+        return response, response.read()
+
+
 def usage_rows(server: Server, where: str) -> int:
     with closing(sqlite3.connect(server.home / "localllm.sqlite3", timeout=10)) as database:
         return int(database.execute(f"SELECT COUNT(*) FROM gateway_usagelog WHERE {where}").fetchone()[0])
@@ -248,6 +258,36 @@ def test_a_body_that_is_too_large_is_a_413(server: Server, key: str) -> None:
     body = json.dumps({"messages": [{"role": "user", "content": "x" * (3 << 20)}]}).encode()
     status, answer = post(server, key, body)
     assert status == 413 and "too large" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/local-llm/structured"])
+def test_a_body_over_the_servers_own_limit_is_refused_in_the_same_shape(server: Server, path: str) -> None:
+    refused, body = request(server, "POST", path, {"Content-Length": str(10**12)})
+    assert refused.status == 413 and refused.headers["Content-Type"] == "application/json"
+    assert "2,097,152 bytes" in json.loads(body)["error"]["message"]
+
+
+def test_a_page_says_in_plain_words_that_a_body_is_too_large(server: Server) -> None:
+    refused, body = request(server, "POST", "/login/", {"Content-Length": str(10**12)})
+    assert refused.status == 413 and body == b"The body is too large: at most 16,777,216 bytes are taken."
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/chat/completions", "POST"),
+        ("DELETE", "/v1/models", "GET"),
+        ("PUT", "/api/local-llm/structured", "POST"),
+    ],
+)
+def test_a_wrong_method_answers_in_the_same_shape(server: Server, method: str, path: str, allowed: str) -> None:
+    refused, body = request(server, method, path)
+    assert (refused.status, refused.headers["Allow"]) == (405, allowed)
+    error = json.loads(body)["error"]
+    assert (
+        error["type"] == "invalid_request_error"
+        and error["message"] == f"{path} does not take {method}. Use {allowed}."
+    )
 
 
 def test_an_address_that_is_not_there_answers_in_the_same_shape(server: Server, key: str) -> None:

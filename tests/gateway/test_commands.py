@@ -133,12 +133,33 @@ def test_health_tells_when_the_default_model_cannot_answer(tmp_path: Path, copy:
         assert status == 503 and body["ready"] is False and str(copy) in str(body["message"])
 
 
+# check --deploy
+
+
+def test_behind_https_a_deployment_has_no_warnings(tmp_path: Path) -> None:
+    done = manage(tmp_path, "check", "--deploy", "--fail-level", "WARNING", LOCALLLM_HTTPS="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_https_the_warnings_are_about_https_alone(tmp_path: Path) -> None:
+    done = manage(tmp_path, "check", "--deploy")
+    assert set(re.findall(r"security\.W\d+", done.stderr)) == {f"security.W{n}" for n in ("004", "008", "012", "016")}
+
+
+def test_behind_https_browsers_are_told_to_stay_with_it(tmp_path: Path) -> None:
+    with Server(tmp_path / "home", LOCALLLM_HTTPS="1") as server:  # its start asks /health over plain HTTP
+        for path in ("/login/", "/v1/models"):
+            with closing(HTTPConnection("127.0.0.1", server.port, timeout=30)) as proxy:
+                proxy.request("GET", path)
+                assert proxy.getresponse().headers["Strict-Transport-Security"] == "max-age=2592000"
+
+
 # The first account, on a server that others reach through a proxy
 
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    hosts = {"LOCALLLM_ALLOWED_HOSTS": "127.0.0.1,llm.example.org"}
+    hosts = {"LOCALLLM_ALLOWED_HOSTS": "llm.example.org"}
     with Server(tmp_path_factory.mktemp("exposed"), **NO_ADMIN, **hosts) as server:
         yield server
 

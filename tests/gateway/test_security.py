@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from contextlib import closing
+from email.message import Message
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
 
 import pytest
+from asgiref.sync import SyncToAsync
+from asgiref.testing import ApplicationCommunicator
 from django.test import Client, override_settings
 
+from localllm.asgi import api
 from localllm.gateway.security.origin import HttpsProxy, OriginGuard, is_same_origin
 from localllm.gateway.security.throttle import FORGOTTEN_AFTER_S, MAX_KEYS, LoginThrottle
+from tests.server import Server
 
 
 class Clock:
@@ -116,6 +124,65 @@ async def test_behind_a_proxy_the_scheme_is_what_the_browser_sees(spoken: str, s
     assert seen == [shown]
 
 
+# Every answer of a real server
+
+API_ADDRESSES = ["/v1/models", "/v1/nothing", "/api/local-llm/structured"]
+
+
+@pytest.mark.parametrize("path", [*API_ADDRESSES, "/", "/login/"])
+def test_every_answer_has_the_security_headers(server: Server, path: str) -> None:
+    headers = ask(server, path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff" and headers["X-Frame-Options"] == "DENY"
+    assert headers["Referrer-Policy"] == "same-origin" and "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize("path", API_ADDRESSES)
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "a b"])
+def test_the_api_does_not_answer_to_a_foreign_name(server: Server, path: str, host: str) -> None:
+    refused = ask(server, path, host)
+    error = json.loads(refused.body)["error"]
+    assert (refused.status, error["code"]) == (400, "unknown_host") and refused.headers["X-Frame-Options"] == "DENY"
+    assert host in error["message"] and "LOCALLLM_ALLOWED_HOSTS" in error["message"]
+
+
+def test_no_page_answers_to_a_foreign_name(server: Server) -> None:
+    assert ask(server, "/", "evil.example").status == 400
+
+
+@pytest.mark.parametrize("path", [*API_ADDRESSES, "/"])
+def test_every_address_answers_to_the_names_of_this_machine(server: Server, path: str) -> None:
+    assert {ask(server, path, host).status for host in ("localhost:8000", "127.0.0.1")}.isdisjoint({400})
+
+
+async def test_no_middleware_of_the_api_takes_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_threads, run = [], SyncToAsync.__call__
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        in_threads.append(getattr(self.func, "__qualname__", ""))
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(SyncToAsync, "__call__", noted)
+    scope = {"type": "http", "method": "GET", "path": "/v1/nothing", "headers": [(b"host", b"localhost")]}
+    client = ApplicationCommunicator(api, scope)
+    await client.send_input({"type": "http.request"})
+    assert (await client.receive_output())["status"] == 404
+    await client.wait()
+    assert [name for name in in_threads if "iddleware" in name] == []
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Message
+    body: bytes
+
+
+def ask(server: Server, path: str, host: str = "localhost") -> Answer:
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=30)) as client:
+        client.request("GET", path, headers={"Host": host})
+        response = client.getresponse()
+        return Answer(response.status, response.headers, response.read())
+
+
 # Wrong passwords
 
 
@@ -176,6 +243,12 @@ def test_its_memory_is_bounded(throttle: LoginThrottle) -> None:
 
 
 # Pages
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_a_form_without_its_token_is_refused(method: str) -> None:
+    assert Client(enforce_csrf_checks=True).generic(method, "/login/").status_code == 403
 
 
 @pytest.mark.django_db

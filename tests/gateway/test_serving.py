@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from django.db import OperationalError
 
 from localllm.gateway import completions, database, providers, serving
 from localllm.gateway.models import LanguageModel, UsageLog
@@ -252,6 +253,19 @@ async def test_a_loaded_model_is_replaced_by_a_good_file(models, monkeypatch):
     await until(lambda: providers.local.state(model.local()).state == "stopped")
     row = await fresh(model)
     assert row.sha256 == other.sha256 and serving.state(row).is_loaded
+
+
+async def test_files_are_watched_after_a_fault_of_the_database_too(models, monkeypatch):
+    monkeypatch.setattr(serving, "LOOK_EVERY_S", 0.05)
+    looks = []
+
+    def look():
+        looks.append(1)
+        raise OperationalError("disk I/O error")
+
+    monkeypatch.setattr(serving, "_with_changed_files", look)
+    await serving.start(lambda line: None)
+    await until(lambda: len(looks) > 1)
 
 
 async def test_a_check_reads_the_whole_file(models):

@@ -57,9 +57,10 @@ class Reader:
 
 
 class StarterEngine:
-    def __init__(self, *, num_slots: int = 4, n_batch: int = 512, max_waiting: int = 64) -> None:
-        self.runner = Runner(STARTER, EngineSettings(num_slots=num_slots, n_batch=n_batch))
-        self.engine = Engine(self.runner, max_batch_tokens=n_batch, max_waiting=max_waiting)
+    def __init__(self, **settings: object) -> None:
+        chosen = EngineSettings(**settings)  # type: ignore[arg-type]
+        self.runner = Runner(STARTER, chosen)
+        self.engine = Engine(self.runner, max_batch_tokens=chosen.n_batch, max_waiting=chosen.max_waiting)
         self.scheduler = self.engine._scheduler
         self.last: Sequence | None = None
 

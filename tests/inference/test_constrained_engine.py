@@ -180,6 +180,14 @@ async def test_it_goes_on_from_any_point_of_a_document(host: EngineHost) -> None
         assert is_valid(PERSON, whole[:end] + rest) and finished.reason in ("stop", "closed")
 
 
+async def test_a_document_that_cannot_end_in_what_is_left_fails_alone(host: EngineHost) -> None:
+    pid = host.pid
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["b"]}
+    with pytest.raises(ConstraintError, match="cannot be ended within its budget"):
+        await read(host, ask(schema, prefix='{"a": "' + "and so on " * 20, max_tokens=1))
+    assert host.pid == pid and (await read(host, ask({"const": [1, 2]})))[0]
+
+
 async def test_a_whole_document_as_prefix_needs_nothing_more(host: EngineHost) -> None:
     text, finished = await read(host, ask({"const": [1, 2]}, prefix="[1,2]"))
     assert is_valid({"const": [1, 2]}, f"[1,2]{text}") and finished.reason == "stop"

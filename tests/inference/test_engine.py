@@ -1,12 +1,14 @@
 """The engine on a real GGUF: batching, reuse, sampling, cancelling."""
 
+import resource
+
 import llama_cpp
 import pytest
 
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.errors import ProviderError, QueueFull
-from localllm.inference.types import Chunk, Prefill, SamplingParams, Started
+from localllm.inference.types import Chunk, Prefill, SamplingParams, Started, Waiting
 from tests.inference.engine_on_starter import StarterEngine, prompt
 
 QUESTIONS = [
@@ -31,6 +33,66 @@ def ten_slots():
 @pytest.fixture
 def starter():
     return StarterEngine()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kv_type": "q8_0"},
+        {"kv_type": "q4_0"},
+        {"flash_attention": "on"},
+        {"flash_attention": "off"},
+        {"use_mmap": False},
+        {"use_mlock": True},
+        {"use_mlock": True, "use_mmap": False},
+    ],
+)
+def test_it_answers_however_it_is_loaded(settings):
+    starter = StarterEngine(**settings)
+    reader = starter.ask(prompt("Who are you?"))
+    starter.run()
+    assert reader.text.startswith("I'm LocalLLM's small starter model")
+
+
+def cache_bytes(kv_type):
+    starter = StarterEngine(kv_type=kv_type)
+    starter.ask(prompt("Who are you?"))
+    starter.run()
+    return llama_cpp.llama_state_seq_get_size(starter.runner._context, 0)
+
+
+def test_a_quantised_cache_is_smaller():
+    assert cache_bytes("q4_0") < 0.7 * cache_bytes("q8_0") < 0.5 * cache_bytes("f16")
+
+
+@pytest.fixture
+def no_locking():
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+
+
+def test_it_is_loaded_where_the_system_lets_nothing_be_locked_in_memory(no_locking):
+    starter = StarterEngine(use_mlock=True)
+    reader = starter.ask(prompt("Who are you?"))
+    starter.run()
+    assert reader.text.startswith("I'm LocalLLM's small starter model")
+
+
+@pytest.mark.parametrize("scaling", ["linear", "yarn"])
+def test_it_reads_and_writes_beyond_the_trained_window_where_positions_are_scaled(scaling):
+    starter = StarterEngine(n_ctx=1500, num_slots=1, rope_scaling=scaling, rope_scale=2.0)
+    assert starter.runner.window == 1500
+    reader = starter.ask(prompt("word " * 1200), max_tokens=5)
+    starter.run()
+    assert reader.finished.usage.prompt_tokens > 1024 and reader.text
+
+
+def test_each_scaling_of_positions_computes_numbers_of_its_own():
+    scalings = [{}, *({"rope_scaling": each, "rope_scale": 2.0} for each in ("linear", "yarn"))]
+    none, linear, yarn = (forced_logits(StarterEngine(**each), [prompt("Who are you?")])[0] for each in scalings)
+    assert min(abs(none - linear).max(), abs(none - yarn).max(), abs(linear - yarn).max()) > 0.5
 
 
 def test_it_answers_as_the_model_card_says(starter):
@@ -191,6 +253,17 @@ def test_it_tells_the_place_in_the_line_and_serves_in_that_order():
     assert readers[0].places == [] and readers[1].places == [1] and readers[2].places == [2, 1]
 
 
+def test_it_tells_how_long_the_wait_will_be_as_soon_as_a_request_has_ended():
+    one_slot = StarterEngine(num_slots=1)
+    _, before = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(2)]
+    one_slot.run()
+    _, second, third = [one_slot.ask(prompt("Hello!"), owner=str(i)) for i in range(3)]
+    one_slot.step()
+    assert [each.wait_s for each in before.events if isinstance(each, Waiting)] == [None]
+    assert 0 < second.events[0].wait_s == pytest.approx(third.events[0].wait_s / 2)
+    one_slot.run()
+
+
 def test_it_refuses_a_request_when_the_queue_is_full():
     one_slot = StarterEngine(num_slots=1, max_waiting=2)
     for _ in range(2):
@@ -240,6 +313,26 @@ def test_a_negative_frequency_penalty_makes_it_repeat_itself(starter):
 
 def most_frequent(ids):
     return max(ids.count(id) for id in ids)
+
+
+@pytest.mark.parametrize("penalty", [{"repeat_penalty": 1e9}, {"presence_penalty": 1000.0}])
+def test_a_penalty_beyond_measure_leaves_no_token_twice(starter, penalty):
+    plain = starter.ask(prompt("Who are you?"), owner="a", max_tokens=40)
+    punished = starter.ask(prompt("Who are you?"), owner="b", max_tokens=40, **penalty)
+    starter.run()
+    assert most_frequent(plain.token_ids) > most_frequent(punished.token_ids) == 1
+
+
+WILD = {"temperature": 1000.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+@pytest.mark.parametrize("filter", [{"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}])
+def test_a_filter_that_leaves_the_likeliest_token_is_greedy_at_any_temperature(starter, filter):
+    greedy, wild, filtered = (
+        starter.ask(prompt("Who are you?"), owner=str(params), **params) for params in ({}, WILD, WILD | filter)
+    )
+    starter.run()
+    assert filtered.text == greedy.text != wild.text
 
 
 def test_a_batch_that_cannot_be_computed_fails_its_requests_and_not_the_engine(starter):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -28,6 +29,12 @@ def ask(text, **params):
 async def answer(host, request):
     async with aclosing(host.stream(request)) as events:
         return "".join([event.text async for event in events if isinstance(event, Chunk)])
+
+
+async def until(is_so):
+    async with asyncio.timeout(20):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -103,6 +110,32 @@ async def test_a_stopped_worker_is_killed_and_replaced(host, monkeypatch):
         with pytest.raises(EngineDied, match="has not answered"):
             await answer(host, ask("Who are you?"))
     assert await answer(host, ask("Who are you?"))
+
+
+async def test_a_worker_that_hangs_while_it_loads_is_killed_and_replaced(monkeypatch):
+    host = EngineHost(STARTER, EngineSettings())
+    with monkeypatch.context() as impatient:
+        impatient.setattr(host_module, "LOADING_SILENCE_LIMIT_S", 0.2)
+        host.start()
+        await until(lambda: host.pid is not None)
+        os.kill(host.pid, signal.SIGSTOP)
+        await until(lambda: host.error)
+        assert host.info is None and "no sign" in host.error and "while it was loading" in host.error
+    assert await answer(host, ask("Who are you?"))
+    await host.stop()
+
+
+async def test_a_machine_that_has_no_room_for_a_worker_is_named_and_nobody_waits_for_ever(monkeypatch):
+    async def start(connection):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(host_module, "_start", start)
+    monkeypatch.setattr(host_module, "FIRST_BACK_OFF_S", 0.01)
+    host = EngineHost(STARTER, EngineSettings())
+    host.start()
+    with pytest.raises(ModelRefused, match=r"could not be started: .* temporarily unavailable"):
+        await host.wait_until_ready()
+    await host.stop()
 
 
 async def test_it_ignores_the_signals_that_end_the_web_server(host):

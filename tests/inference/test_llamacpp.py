@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as replace_settings
 
+from localllm.inference.engine import devices
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import NoRoom, ProviderError
@@ -128,6 +130,27 @@ async def test_the_measured_need_takes_the_place_of_the_told_one(provider, model
     await provider.load(replace(ann, measured_bytes=2 * ONE))
     await provider.load(bob)
     assert states(provider, [ann, bob]) == ["stopped", "ready"]
+
+
+# The GPU
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """The machine seems to have one; but no memory of it can be had."""
+    monkeypatch.setattr(devices, "DEVICE_FILES", ("/dev/null",))
+
+
+async def test_without_room_on_the_gpu_a_model_is_loaded_and_tried_without_it(with_gpu, provider, models):
+    await provider.load(models[0])
+    assert provider.loaded(models[0]).settings.n_gpu_layers == 0
+    assert await provider.placed(models[0].path, SETTINGS) == replace_settings(SETTINGS, n_gpu_layers=0)
+    assert models[0].settings.n_gpu_layers == -1 and await ask(provider, models[0])
+
+
+async def test_without_a_gpu_llama_cpp_is_told_what_was_set(provider, models, monkeypatch):
+    monkeypatch.setattr(devices, "DEVICE_FILES", ())
+    assert await provider.placed(models[0].path, SETTINGS) == SETTINGS
 
 
 # Loading and unloading

@@ -1,5 +1,6 @@
 """What a model takes is told from its header, and judged against what the machine has."""
 
+import os
 import re
 import struct
 from dataclasses import replace
@@ -158,6 +159,12 @@ def test_it_keeps_to_the_layers_that_were_asked_for(wanted: int, placed: int) ->
     assert account(QWEN_7B, EngineSettings(n_gpu_layers=wanted), with_gpu(24)).num_gpu_layers == placed
 
 
+@pytest.mark.parametrize(("gpu", "told"), [(None, -1), (0, 0), (int(0.1 * GB), 0), (24 * GB, 29)])
+def test_it_names_the_layers_where_a_gpu_has_a_memory_of_its_own(gpu: int | None, told: int) -> None:
+    here = replace(machine(8), gpu_bytes=gpu)
+    assert account(QWEN_7B, DEFAULTS, here).settings == EngineSettings(n_gpu_layers=told)
+
+
 def test_it_says_what_lies_on_the_gpu() -> None:
     assert "graphics memory for 29 layers" in str(fit(QWEN_7B, DEFAULTS, with_gpu(24)))
 
@@ -268,6 +275,31 @@ def test_it_keeps_to_the_limit_of_an_older_control_group(tmp_path: Path) -> None
     )
     here = this_machine(proc, groups)
     assert (here.total_bytes, here.available_bytes) == (2 << 30, 1 << 30)
+
+
+OLDER_QUOTA = ("cpu__web__cpu_dot_cfs_quota_us", "cpu__web__cpu_dot_cfs_period_us")
+NUM_CPUS = len(os.sched_getaffinity(0))
+TENTH = "10000 100000\n"  # of a CPU: there is no less than one
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "num_cpus"),
+    [
+        ("0::/\n", {}, NUM_CPUS),
+        ("0::/\n", {"cpu_dot_max": "max 100000\n"}, NUM_CPUS),
+        ("0::/system/web\n", {"system__web__cpu_dot_max": TENTH}, 1),
+        ("0::/system/web\n", {"system__cpu_dot_max": TENTH, "system__web__cpu_dot_max": "9900000 100000\n"}, 1),
+        ("0::/of/the/host\n", {"cpu_dot_max": TENTH}, 1),
+        ("3:cpu,cpuacct:/web\n", {"cpu__web__cpu_dot_cfs_quota_us": "-1\n"}, NUM_CPUS),
+        ("3:cpu,cpuacct:/web\n", dict(zip(OLDER_QUOTA, TENTH.split(), strict=True)), 1),
+    ],
+)
+def test_it_keeps_to_the_smallest_quota_of_any_control_group_above(
+    tmp_path: Path, group: str, files: dict[str, str], num_cpus: int
+) -> None:
+    proc = write(tmp_path / "proc", meminfo=MEMINFO, self__cgroup=group)
+    (tmp_path / "groups").mkdir()
+    assert this_machine(proc, write(tmp_path / "groups", **files)).num_cpus == num_cpus
 
 
 # Headers of files that lie elsewhere

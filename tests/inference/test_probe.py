@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from localllm.inference import model_file
 from localllm.inference.engine import probe as probe_module
 from localllm.inference.engine.gguf import read_header
 from localllm.inference.engine.probe import ProbeReport, probe
@@ -149,7 +150,7 @@ async def test_it_accepts_another_template(path: Path) -> None:
 
 async def test_it_gives_up_on_a_file_that_does_not_load_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_module, "FIRST_LIMIT_S", 0.0)
-    monkeypatch.setattr(probe_module, "SLOWEST_DISK", 1e12)
+    monkeypatch.setattr(model_file, "SLOWEST_DISK", 1e12)
     before = children()
     assert "did not end in time" in await refusal(STARTER)
     assert children() <= before

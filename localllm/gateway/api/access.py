@@ -1,20 +1,47 @@
-"""What every HTTP API here begins with: whose key it is, which model is meant, and addresses without a session."""
+"""What every HTTP API here begins with: the name it is asked by, the address, whose key it is, which model is meant."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from django.contrib.auth.decorators import login_not_required
-from django.http import HttpRequest, JsonResponse
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponseNotAllowed, JsonResponse
+from django.http.response import HttpResponseBase
+from django.middleware.clickjacking import XFrameOptionsMiddleware
+from django.middleware.security import SecurityMiddleware
 from django.urls import re_path
 from django.views.decorators.csrf import csrf_exempt
 from ninja import NinjaAPI
 from ninja.security import HttpBearer
 
 from localllm.gateway import database
-from localllm.gateway.api.errors import ApiError
+from localllm.gateway.api.errors import ApiError, unknown_host, wrong_method
 from localllm.gateway.models import ApiKey, LanguageModel
 from localllm.inference.errors import ProviderError
+
+Handler = Callable[..., Awaitable[HttpResponseBase]]
+
+
+def hosts_and_headers(get_response: Handler) -> Handler:
+    """The middleware of the API: the names of LOCALLLM_ALLOWED_HOSTS only, and the security headers of pages.
+
+    What of Django's middlewares only computes is called here, and so stays in the event loop.
+    """
+    security, frames = SecurityMiddleware(get_response), XFrameOptionsMiddleware(get_response)
+
+    async def answer(request: HttpRequest) -> HttpResponseBase:
+        try:
+            request.get_host()
+        except DisallowedHost:
+            response: Any = unknown_host(request.META.get("HTTP_HOST", "")).response()
+        else:
+            response = await get_response(request)
+        return frames.process_response(request, security.process_response(request, response))
+
+    return answer
 
 
 class BearerKey(HttpBearer):
@@ -69,5 +96,20 @@ def addresses(api: NinjaAPI, routes: str) -> list[Any]:
     known = [pattern for pattern in cast(list[Any], api.urls[0]) if pattern.name != "api-root"]
     patterns = [*known, re_path("", unknown_endpoint, name="unknown")]
     for pattern in patterns:
-        login_not_required(pattern.callback)
+        pattern.callback = login_not_required(_in_one_shape(pattern.callback))
     return patterns
+
+
+def _in_one_shape(view: Handler) -> Handler:
+    """Ninja answers a wrong method by itself and in plain text."""
+
+    @functools.wraps(view)
+    async def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        response = await view(request, *args, **kwargs)
+        if not isinstance(response, HttpResponseNotAllowed):
+            return response
+        shaped = wrong_method(request, response["Allow"]).response()
+        shaped["Allow"] = response["Allow"]
+        return shaped
+
+    return answer

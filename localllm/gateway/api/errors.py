@@ -66,6 +66,24 @@ def no_key() -> ApiError:
     )
 
 
+def unknown_host(host: str) -> ApiError:
+    return ApiError(
+        400,
+        f"This server does not answer to the name “{host}”. Use one it answers to, or let its admin add this one to "
+        "LOCALLLM_ALLOWED_HOSTS.",
+        code="unknown_host",
+    )
+
+
+def wrong_method(request: HttpRequest, allowed: str) -> ApiError:
+    return ApiError(405, f"{request.path} does not take {request.method}. Use {allowed}.", code="method_not_allowed")
+
+
+def too_large() -> ApiError:
+    limit = f"{settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes"
+    return ApiError(413, f"The body is too large: at most {limit} are taken. Send less text.")
+
+
 def from_provider(exc: ProviderError, *, is_loaded: bool, schema_param: str = "response_format") -> ApiError:
     """`is_loaded` says whether the model runs: then what it permanently refuses is the request's fault."""
     if isinstance(exc, StructuredError):
@@ -121,8 +139,7 @@ def handle_all(api: NinjaAPI) -> None:
 
     @api.exception_handler(RequestDataTooBig)
     def on_large_body(request: HttpRequest, exc: RequestDataTooBig) -> JsonResponse:
-        limit = f"{settings.DATA_UPLOAD_MAX_MEMORY_SIZE:,} bytes"
-        return ApiError(413, f"The body is too large: at most {limit} are taken. Send less text.").response()
+        return too_large().response()
 
     @api.exception_handler(Exception)
     def on_bug(request: HttpRequest, exc: Exception) -> JsonResponse:

@@ -14,7 +14,7 @@ from django.db import models
 from django.urls import reverse
 
 from localllm.gateway.models.prompt_template import PromptTemplate
-from localllm.inference.types import Message, ResponseFormat
+from localllm.inference.types import Message, ResponseFormat, Usage
 
 LONGEST_GENERATION = timedelta(hours=1)  # what ends later than this after another was hardly its neighbour
 
@@ -54,6 +54,22 @@ class UsageLogQuerySet(models.QuerySet["UsageLog"]):
             return self.all()
         return self.filter(user_id=user.pk) if user.pk else self.none()
 
+    def usage_of(self, message_id: uuid.UUID, window: int) -> Usage | None:
+        """What all generations of a chat message took together: it may have gone on, or been attempted again.
+
+        None where nothing was computed. The prompt, and the time to the first token, are those of the first.
+        """
+        rows = list(self.filter(message_id=message_id, prompt_tokens__gt=0).order_by("created_at"))
+        if not rows:
+            return None
+        return Usage(
+            prompt_tokens=rows[0].prompt_tokens,
+            completion_tokens=sum(row.completion_tokens for row in rows),
+            ttft_s=rows[0].ttft_ms / 1000,
+            duration_s=sum(row.duration_ms for row in rows) / 1000,
+            window=window,
+        )
+
     def asked_with(self, template: PromptTemplate) -> UsageLogQuerySet:
         """Answers in plain text, from their beginning to their end, that a version of `template` asked for."""
         whole = self.filter(template_version__template=template, finish_reason__in=("stop", "length"))
@@ -73,7 +89,7 @@ class UsageLog(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.SET_NULL)
     api_key = models.ForeignKey("gateway.ApiKey", null=True, on_delete=models.SET_NULL)
     conversation_id = models.UUIDField(null=True, db_index=True)
-    message_id = models.UUIDField(null=True)
+    message_id = models.UUIDField(null=True, db_index=True)
 
     model = models.ForeignKey("gateway.LanguageModel", null=True, on_delete=models.SET_NULL)
     model_name = models.CharField(max_length=100)

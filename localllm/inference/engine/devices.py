@@ -1,6 +1,6 @@
 """How much graphics memory a model may take. A throw-away process asks llama.cpp; none where there is no such device.
 
-On Apple's machines graphics memory is the machine's memory, and counted as that.
+On Apple's machines graphics memory is the machine's memory, and counted as that: llama.cpp may take it as it likes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ DEVICE_FILES = ("/dev/nvidiactl", "/dev/kfd")  # NVIDIA, AMD
 LIMIT_S = 30.0  # some drivers take seconds to wake
 
 
-def gpu_bytes(share: float) -> int:
+def gpu_bytes(share: float) -> int | None:
     """Free bytes of all GPUs that llama.cpp was built for, less what has to stay free: all but `share` of them.
 
-    It takes about a second where there is a GPU. From a thread.
+    None where no GPU has a memory of its own. It takes about a second where there is a GPU. From a thread.
     """
     if not any(map(_exists, DEVICE_FILES)):
-        return 0
+        return None
     try:
         done = subprocess.run(
             [sys.executable, "-m", "localllm.inference.engine.devices"],

@@ -17,7 +17,7 @@ from localllm.inference.engine.runner import Runner, Sample
 from localllm.inference.engine.scheduler import Scheduler, Slice, common_prefix_len
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.spinning import Spinning
-from localllm.inference.errors import ProviderError, QueueFull
+from localllm.inference.errors import ConstraintError, ProviderError, QueueFull
 from localllm.inference.types import Chunk, FinishReason, Prefill, SamplingParams, Speed, Started, Waiting
 
 # While answers are streaming, new prompts get so much of each step that it takes about this long; longer when
@@ -156,8 +156,8 @@ class Engine:
             wait_s = self._wait_s(num_waiting) or 10.0
             seq.emit(
                 QueueFull(
-                    f"{num_waiting} requests are waiting already, and the queue holds {self._max_waiting}. "
-                    f"Try again in {wait_s:.0f} seconds.",
+                    f"The queue of this model is full, with {num_waiting} waiting of at most {self._max_waiting}. "
+                    f"Try again in {math.ceil(wait_s)} s.",
                     retry_after_s=wait_s,
                 )
             )
@@ -203,7 +203,12 @@ class Engine:
 
     def _begin(self, seq: Sequence) -> None:
         """What a constraint forces at the beginning is told before anything is computed."""
-        forced = seq.constraint.start() if seq.constraint else []
+        try:
+            forced = seq.constraint.start() if seq.constraint else []
+        except ConstraintError as exc:  # it was continued where no room is left for an ending
+            self._release(seq)
+            seq.emit(exc)
+            return
         seq.tokens += forced
         seq.sampler = self._runner.sampler(seq.params, seq.seed, seq.tokens)
         if seq.constraint and (forced or seq.constraint.is_done):

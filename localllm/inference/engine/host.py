@@ -22,6 +22,7 @@ from typing import Literal
 from localllm.inference.engine import spinning, wire
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import EngineDied, ModelRefused, ProviderError
+from localllm.inference.model_file import longest_read_s
 from localllm.inference.types import ChatRequest, Embedding, Event, Finished, Loading, Message, ModelInfo, Speed
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ State = Literal["stopped", "loading", "ready", "restarting", "refused"]
 
 PING_EVERY_S = 5.0
 SILENCE_LIMIT_S = 30.0  # no Pong for so long: the process is stopped or its interpreter is stuck
+# No sign for so long while it loads: it hangs. A file's pages may all be read between two of them, so the time that a
+# slow disk takes for that comes on top.
+LOADING_SILENCE_LIMIT_S = 180.0
 STEP_LIMIT_S = 180.0  # one batch takes so long: llama.cpp hangs
 RENDER_LIMIT_S = 2.0  # a chat template takes so long: it will not end
 FIRST_BACK_OFF_S, LAST_BACK_OFF_S = 0.2, 30.0
@@ -220,7 +224,10 @@ class EngineHost:
         num_failed_loads = 0
         while not self._is_refused:
             started = time.monotonic()
-            await self._run_worker()
+            try:
+                await self._run_worker()
+            except OSError as exc:  # too many processes or files, or no memory for one more
+                self._was_ready, self.error = False, f"it could not be started: {exc}."
             if time.monotonic() - started > STEADY_AFTER_S:
                 back_off_s = FIRST_BACK_OFF_S
             num_failed_loads = 0 if self._was_ready else num_failed_loads + 1
@@ -308,7 +315,8 @@ class EngineHost:
     # When it goes wrong
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a worker that does not answer, or that is stuck in a chat template."""
+        """Kill a worker that does not answer, that hangs while it loads, or that is stuck in a chat template."""
+        read_s = longest_read_s(self.path)
         next_ping = time.monotonic() + PING_EVERY_S
         while True:
             await asyncio.sleep(RENDER_LIMIT_S / 8)
@@ -317,8 +325,11 @@ class EngineHost:
                 next_ping = now + PING_EVERY_S
                 if self.state == "ready":
                     self._send(wire.Ping())
-            if self.state == "ready" and now - self._last_heard > SILENCE_LIMIT_S:
+            silence_s = now - self._last_heard
+            if self.state == "ready" and silence_s > SILENCE_LIMIT_S:
                 self._give_up(f"it has not answered for {SILENCE_LIMIT_S:.0f} s.")
+            elif self.state in ("loading", "restarting") and silence_s > LOADING_SILENCE_LIMIT_S + read_s:
+                self._give_up(f"it has given no sign for {silence_s:.0f} s while it was loading.")
             for id in [id for id, since in self._rendering.items() if now - since > RENDER_LIMIT_S]:
                 self._end(
                     id,

@@ -24,18 +24,18 @@ import msgspec
 
 from localllm.inference.engine.chat_template import ChatTemplate
 from localllm.inference.engine.child import Child, how_it_ended, limit_memory, lower, speaker
-from localllm.inference.engine.gguf import Header, parts, read_header
+from localllm.inference.engine.gguf import Header, read_header
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.engine.settings import EngineSettings
 from localllm.inference.errors import InferenceError, ModelRefused, ProviderError
+from localllm.inference.model_file import longest_read_s
 from localllm.inference.types import Message, ModelInfo, SamplingParams
 
 if TYPE_CHECKING:
     from localllm.inference.engine.runner import Runner
 
-FIRST_LIMIT_S = 60.0  # for a small file, to load and decode
-SLOWEST_DISK = 20e6  # bytes per second; a large file gets the time to be read at this speed
+FIRST_LIMIT_S = 60.0  # to load and decode; a large file gets the time to be read, too
 NUM_DECODED = 8
 TEMPLATE_CPU_S = 2  # for all fixed conversations together; a sane template takes milliseconds
 TEMPLATE_LIMIT_S = 15.0  # the same on the clock of a busy machine
@@ -95,7 +95,7 @@ class _Trial:
         self._stage: StageName = "start"
 
     async def report(self) -> ProbeReport:
-        limit_s = FIRST_LIMIT_S + sum(map(_size, parts(self._path))) / SLOWEST_DISK
+        limit_s = FIRST_LIMIT_S + longest_read_s(self._path)
         try:
             async with asyncio.timeout(limit_s) as timeout:
                 match await self._last_line(timeout):
@@ -138,13 +138,6 @@ def _how_it_ended(code: int) -> str:
     if code == -signal.SIGXCPU:
         return f"took over {TEMPLATE_CPU_S} s of computing and was stopped"
     return how_it_ended(code)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # the child says why
 
 
 # The child.

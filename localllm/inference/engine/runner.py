@@ -126,6 +126,9 @@ class Runner:
         params = llama.llama_model_default_params()
         params.progress_callback = llama.llama_progress_callback(report)
         params.n_gpu_layers = settings.n_gpu_layers
+        no_devices = (ctypes.c_void_p * 1)()
+        if not settings.n_gpu_layers:  # else llama.cpp would still begin with the GPU, and have buffers there
+            params.devices = ctypes.addressof(no_devices)
         params.load_mode = {
             (False, False): llama.LLAMA_LOAD_MODE_NONE,
             (True, False): llama.LLAMA_LOAD_MODE_MMAP,

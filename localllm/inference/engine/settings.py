@@ -1,14 +1,18 @@
-"""How one model is loaded. Knows numbers only: no file, no llama.cpp."""
+"""How one model is loaded, and the CPUs that there are for it. Knows no model file and no llama.cpp."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from localllm.inference import control_groups
+from localllm.inference.control_groups import GROUPS, PROC, read
 
 KVType = Literal["f16", "q8_0", "q4_0"]
 RopeScaling = Literal["none", "linear", "yarn"]
@@ -22,7 +26,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     num_slots: int = 4
     n_batch: int = 512
     n_threads: int = 0  # 0: the CPUs this process may really use
-    n_gpu_layers: int = -1  # -1: as many as the GPU holds; without a GPU it means nothing
+    n_gpu_layers: int = -1  # -1: as many as have room; llama.cpp itself puts all there, where a GPU is
     use_mmap: bool = True
     use_mlock: bool = False
     numa: bool = False
@@ -60,13 +64,16 @@ def cpu_name() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def num_available_cpus() -> int:
-    """CPUs this process may use: its affinity mask, cut to the cgroup's quota."""
+def num_available_cpus(proc: Path = PROC, cgroups: Path = GROUPS) -> int:
+    """CPUs this process may use: its affinity mask, cut to the smallest quota of its control groups."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cpus
+    return min([cpus, *(max(1, round(quota)) for quota in _quotas(proc, cgroups))])
+
+
+def _quotas(proc: Path, cgroups: Path) -> Iterator[float]:
+    """CPUs, of each control group that has a quota."""
+    for folder, version in control_groups.folders("cpu", proc, cgroups):
+        names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        match " ".join(read(folder / name) for name in names).split():
+            case [quota, period] if quota.isdigit() and period.isdigit():  # else "max" or -1
+                yield int(quota) / int(period)

@@ -17,8 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from msgspec.structs import replace
-
 from localllm.inference.amounts import size
 from localllm.inference.engine.devices import gpu_bytes
 from localllm.inference.engine.gguf import read_header
@@ -149,7 +147,7 @@ class LlamaCpp:
         """All models together take `memory_bytes`, or else `share` of the machine's memory."""
         self._share = share
         self._memory_bytes = memory_bytes
-        self._gpu_bytes = 0  # when a model was last loaded
+        self._gpu_bytes: int | None = None  # when it was last asked for
         self._workers: dict[LocalModel, _Worker] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # somebody ended or is idle: there may be room
@@ -254,6 +252,14 @@ class LlamaCpp:
             decode_per_s=speed.decode_per_s,
         )
 
+    async def look_for_gpu(self) -> None:
+        """Ask what graphics memory is free now; `machine` has it from then on."""
+        self._gpu_bytes = await asyncio.to_thread(gpu_bytes, self._share)
+
+    async def placed(self, path: Path, settings: EngineSettings) -> EngineSettings:
+        """`settings` as they would be used now: with the layers that have room on the GPU. Raises ModelRefused."""
+        return (await self._need(path, settings)).settings
+
     async def aclose(self) -> None:
         await asyncio.gather(*map(self._end, list(self._workers.values())), *self._ending)
 
@@ -342,13 +348,14 @@ class LlamaCpp:
     async def _load(self, worker: _Worker) -> None:
         """Find room and start the process."""
         try:
-            self._gpu_bytes = await asyncio.to_thread(gpu_bytes, self._share)
-            worker.need = await asyncio.to_thread(_need, worker.model, self.machine())
+            path = worker.model.path
+            if not await asyncio.to_thread(path.is_file):
+                raise ModelRefused(f"The file of this model is gone: {path}. Put it back, or choose another model.")
+            worker.need = await self._need(path, worker.model.settings)
             while (idle := self._admit(worker)) is None:
                 await self._changed.wait()
             await asyncio.gather(*map(self._end, idle))
-            if worker.need.num_gpu_layers:
-                worker.host.settings = replace(worker.host.settings, n_gpu_layers=worker.need.num_gpu_layers)
+            worker.host.settings = worker.need.settings
             worker.host.start()
         except NoRoom as exc:
             self._forget(worker)
@@ -359,6 +366,11 @@ class LlamaCpp:
         finally:
             if not worker.started.done():
                 worker.started.set_result(None)
+
+    async def _need(self, path: Path, settings: EngineSettings) -> Need:
+        await self.look_for_gpu()
+        header = await asyncio.to_thread(read_header, path)
+        return await asyncio.to_thread(account, header, settings, self.machine())
 
     def _admit(self, worker: _Worker) -> list[_Worker] | None:
         """Count what `worker` needs; returns the idle workers that must end for it, None when it has to wait.
@@ -451,9 +463,3 @@ class LlamaCpp:
     def _others(self, worker: _Worker) -> list[_Worker]:
         """Workers of the same model."""
         return [other for other in self._named(worker.model.label) if other is not worker]
-
-
-def _need(model: LocalModel, machine: Machine) -> Need:
-    if not model.path.is_file():
-        raise ModelRefused(f"The file of this model is gone: {model.path}. Put it back, or choose another model.")
-    return account(read_header(model.path), model.settings, machine)
