@@ -56,7 +56,7 @@ class AskBody(Body):
 
 def _slug_or_schema(value: Any) -> Any:
     if not isinstance(value, str | dict | bool):
-        raise ValueError("expected was the slug of a stored schema, or a JSON Schema as an object")
+        raise ValueError("expected the slug of a stored schema, or a JSON Schema as an object")
     return value
 
 

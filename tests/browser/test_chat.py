@@ -4,7 +4,8 @@ import re
 
 from playwright.sync_api import expect
 
-from tests.browser.conftest import NAME, SHOTS
+from tests.browser.conftest import NAME, PASSWORD, SHOTS
+from tests.browser_client import Browser
 
 
 def send(page, text):
@@ -131,6 +132,35 @@ def test_it_keeps_what_was_written_in_a_chat_that_another_tab_deletes(page):
     expect(second.get_by_role("heading", name="What is on your mind")).to_be_visible()
     expect(second.get_by_label("Message", exact=True)).to_have_value("Words of mine")
     second.get_by_label("Message", exact=True).fill("")
+
+
+NUM_SLOTS = 4  # of a model, unless its row says otherwise
+STAGES = """() => {
+  window.stages = [];
+  const look = () => window.stages.push(document.querySelector("[data-live] [data-stage-text]")?.textContent);
+  new MutationObserver(look).observe(document.getElementById("messages"), { childList: true, subtree: true });
+}"""
+
+
+def test_it_says_what_an_answer_waits_for(page, site):
+    send(page, "Hello")
+    wait_until_answered(page)
+    page.evaluate(STAGES)
+    site.pause()
+    others = Browser(site.url, NAME, PASSWORD)
+    for _ in range(NUM_SLOTS):
+        others.new_chat("Who are you?")
+    send(page, "Tell me all about tokens. " * 100)
+    expect(answers(page)).to_have_count(2)
+    stage = page.locator("[data-stage-text]")
+    while not stage.inner_text():
+        site.run_for_a_moment()
+        page.wait_for_timeout(60)
+    expect(stage).to_have_text(re.compile(r"^Place 1 in the queue(, about \d+ s)?$"))  # not a wait under 0.1 s
+    page.screenshot(path=SHOTS / "queue.png")
+    site.go_on()
+    wait_until_answered(page)
+    assert any(re.fullmatch(r"Reading the prompt \d+ %", text or "") for text in page.evaluate("window.stages"))
 
 
 def test_it_stops_an_answer_and_keeps_its_text(page, site):
@@ -293,13 +323,29 @@ def test_it_keeps_a_draft_and_shows_the_shortcuts(page):
     expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_hidden()
 
 
-def test_it_tells_whole_sentences_to_a_screen_reader(page):
+# Each line that is announced, for the announcer keeps only the last ones.
+LISTEN = """() => {
+  window.announced = [];
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes) window.announced.push(...[...addedNodes].map((line) => line.textContent));
+  }).observe(document.getElementById("announcer"), { childList: true });
+}"""
+
+
+def test_it_tells_whole_sentences_to_a_screen_reader(page, site):
     send(page, "Hello")
     wait_until_answered(page)
+    page.evaluate(LISTEN)
+    site.pause()
     send(page, "What is LocalLLM?")
+    expect(answers(page)).to_have_count(2)
+    wait_for_text(page, between=site.run_for_a_moment)  # it comes in pieces
+    site.go_on()
     wait_until_answered(page)
-    said = "".join("".join(page.locator("#announcer").all_text_contents()).split())
-    assert "".join("".join(written(page)).split()) in said
+    *said, end = page.evaluate("window.announced")
+    assert end == "Answer complete."
+    assert "".join("".join(said).split()) == "".join("".join(written(page)).split())
+    assert all(re.search(r"[.!?…:]$", sentence) for sentence in said[:-1])
 
 
 def test_it_is_dark_when_asked_and_stays_so(page):

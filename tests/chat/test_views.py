@@ -79,13 +79,27 @@ def test_it_marks_a_live_reply_and_shows_what_is_written_of_it(page, conversatio
     assert "<p>One.</p>" in text and '<div class="tail" data-tail>Two\nand</div>' in text
 
 
-@pytest.mark.parametrize("status", ["stopped", "interrupted", "failed"])
+OUTCOMES = {
+    "stopped": "You stopped this answer.",
+    "interrupted": "This answer was not finished.",
+    "failed": "The model is gone.",
+}
+
+
+@pytest.mark.parametrize("status", OUTCOMES)
 def test_it_keeps_the_text_of_a_reply_that_was_cut_off_and_offers_to_go_on(page, conversation, status):
     Message.objects.filter(role="assistant").update(status=status, error="The model is gone.")
     text = html(page.get(url("show", conversation)))
     assert "<strong>Sweden</strong>" in text
     assert 'data-action="continue"' in text and "Try again" in text
-    assert ("The model is gone." in text) == (status == "failed")
+    assert [words for words in OUTCOMES.values() if words in text] == [OUTCOMES[status]]
+
+
+def test_it_says_why_an_answer_ends_early(page, conversation):
+    Message.objects.filter(role="assistant").update(finish_reason="length")
+    text = html(page.get(url("show", conversation)))
+    assert "The answer reached its length limit or the end of the context window." in text
+    assert 'data-action="continue"' in text and "Try again" not in text
 
 
 @pytest.mark.parametrize("name", ["show", "messages", "menu", "rename", "move-to-folder", "delete", "settings"])

@@ -10,6 +10,7 @@ import os
 import pty
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,39 +255,52 @@ def part_of(home: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def test_the_command_downloads_without_a_server(hub: HubServer, tmp_path: Path) -> None:
-    done = manage(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("migrated")
+    assert manage(home, "migrate", "-v0").returncode == 0
+    return home
+
+
+@pytest.fixture
+def used(migrated: Path, tmp_path: Path) -> Path:
+    """A data directory whose database is made, which takes longer than all else, and knows no model."""
+    return Path(shutil.copytree(migrated, tmp_path, dirs_exist_ok=True))
+
+
+def test_the_command_downloads_without_a_server(hub: HubServer, used: Path) -> None:
+    done = manage(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
     assert (done.returncode, done.stdout.startswith("model: ")) == (0, True), done.stderr
-    assert models(tmp_path) == {"model": SHA256}
+    assert models(used) == {"model": SHA256}
 
 
-def test_the_command_goes_on_after_ctrl_c(hub: HubServer, tmp_path: Path) -> None:
+def test_the_command_goes_on_after_ctrl_c(hub: HubServer, used: Path) -> None:
     hub.pause_s = 0.3
-    command = start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
-    wait_for(lambda: part_of(tmp_path) > 300_000)
+    command = start(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
+    wait_for(lambda: part_of(used) > 300_000)
     command.send_signal(signal.SIGINT)
     assert "The same command goes on from here." in command.communicate()[1]
     hub.pause_s = 0
-    assert manage(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url).returncode == 0
+    assert manage(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url).returncode == 0
     assert [request.status for request in hub.downloads()] == [200, 206]
 
 
-def test_the_command_goes_on_after_it_was_killed(hub: HubServer, tmp_path: Path) -> None:
+def test_the_command_goes_on_after_it_was_killed(hub: HubServer, used: Path) -> None:
     hub.pause_s = 0.05
-    command = start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
-    wait_for(lambda: part_of(tmp_path) > 300_000)
+    command = start(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)
+    wait_for(lambda: part_of(used) > 300_000)
     command.kill()
     command.communicate()
     hub.pause_s = 0
-    assert manage(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url).returncode == 0
+    assert manage(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url).returncode == 0
     assert [request.status for request in hub.downloads()] == [200, 206]
 
 
-def test_two_commands_for_one_file_bring_it_once(hub: HubServer, tmp_path: Path) -> None:
+def test_two_commands_for_one_file_bring_it_once(hub: HubServer, used: Path) -> None:
     hub.pause_s = 0.5  # the first is at it while the second starts, however busy the machine is
-    commands = [start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)]
-    wait_for(lambda: part_of(tmp_path) > 300_000)
-    commands.append(start(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url))
+    commands = [start(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url)]
+    wait_for(lambda: part_of(used) > 300_000)
+    commands.append(start(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url))
     wait_for(lambda: len(hub.downloads()) == 2)  # it took over
     hub.pause_s = 0
     told = [command.communicate() for command in commands]
@@ -294,11 +308,11 @@ def test_two_commands_for_one_file_bring_it_once(hub: HubServer, tmp_path: Path)
     assert [request.status for request in hub.downloads()] == [200, 206]
 
 
-def test_the_command_draws_a_bar_in_a_terminal(hub: HubServer, tmp_path: Path) -> None:
+def test_the_command_draws_a_bar_in_a_terminal(hub: HubServer, used: Path) -> None:
     hub.pause_s = 0.03
     terminal, inside = pty.openpty()
     termios.tcsetwinsize(inside, (24, 100))
-    environment = os.environ | {"LOCALLLM_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+    environment = os.environ | {"LOCALLLM_HOME": str(used), "HF_ENDPOINT": hub.url}
     command = subprocess.Popen(
         [sys.executable, "manage.py", "download", REPO, "model.gguf"], cwd=ROOT, env=environment, stderr=inside
     )
@@ -312,17 +326,17 @@ def test_the_command_draws_a_bar_in_a_terminal(hub: HubServer, tmp_path: Path) -
     assert re.search(rb"[1-9]\d?%\|.*M/3\.\d+M \[", drawn), drawn
 
 
-def test_the_command_says_why_it_failed(hub: HubServer, tmp_path: Path) -> None:
-    done = manage(tmp_path, "download", REPO, "nothing.gguf", HF_ENDPOINT=hub.url)
+def test_the_command_says_why_it_failed(hub: HubServer, used: Path) -> None:
+    done = manage(used, "download", REPO, "nothing.gguf", HF_ENDPOINT=hub.url)
     assert done.returncode == 1 and "Its GGUF files: model.gguf, other.gguf." in done.stderr
-    done = manage(tmp_path, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url, LOCALLLM_OFFLINE="1")
+    done = manage(used, "download", REPO, "model.gguf", HF_ENDPOINT=hub.url, LOCALLLM_OFFLINE="1")
     assert done.returncode == 1 and "LOCALLLM_OFFLINE is set" in done.stderr
 
 
-def test_no_log_and_no_error_shows_the_token(hub: HubServer, tmp_path: Path) -> None:
+def test_no_log_and_no_error_shows_the_token(hub: HubServer, used: Path) -> None:
     hub.is_gated = True
     done = manage(
-        tmp_path,
+        used,
         "download",
         REPO,
         "model.gguf",

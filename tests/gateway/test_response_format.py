@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import threading
 from typing import Any, Literal
 
 import openai
@@ -14,10 +13,9 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from localllm.gateway.api.sse import KEEP_ALIVE_S
 from localllm.inference.json_schema.document import Document
 from localllm.inference.json_schema.validator import Validator
-from tests.gateway.test_api import post, post_for_text, until, usage_rows
+from tests.gateway.test_api import post, until, usage_rows
 from tests.server import Server
 
 HELLO: list[Any] = [{"role": "user", "content": "Who are you?"}]
@@ -214,18 +212,6 @@ def test_three_failed_attempts_are_an_error_with_the_best_candidate(api: OpenAI,
     error: Any = caught.value.body
     assert error["code"] == "invalid_after_retries" and isinstance(error["localllm"]["candidate"], list)
     assert "contain" in error["localllm"]["violations"][0]["message"]
-
-
-def test_a_held_back_stream_is_kept_alive_and_ends_with_an_error_when_it_fails_late(server: Server, key: str) -> None:
-    """The status has gone out with the first comment, so only the stream itself can say that it failed."""
-    asked = {"messages": HELLO, "response_format": by(UNLIKELY | {"maxItems": 20}), "stream": True, "max_tokens": 60}
-    (worker,) = server.worker_pids
-    os.kill(worker, signal.SIGSTOP)
-    threading.Timer(KEEP_ALIVE_S + 1, os.kill, (worker, signal.SIGCONT)).start()
-    status, text = post_for_text(server, key, json.dumps(asked).encode())
-    assert status == 200 and ": keep-alive\n\n" in text and "[DONE]" not in text
-    last = json.loads(text.strip().rpartition("data: ")[2])
-    assert last["error"]["code"] == "invalid_after_retries" and "choices" not in last
 
 
 @pytest.mark.parametrize("stream", [False, True])

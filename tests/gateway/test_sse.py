@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
-from localllm.gateway.api.sse import EventStream, with_pauses
+from localllm.gateway.api.errors import ApiError
+from localllm.gateway.api.sse import KEEP_ALIVE, EventStream, respond, with_pauses
 
 
 class Source:
@@ -75,3 +78,20 @@ async def test_a_response_that_is_not_read_to_its_end_closes_its_source() -> Non
     assert await anext(parts) == b"a"
     await parts.aclose()  # type: ignore[attr-defined]
     assert source.is_closed
+
+
+async def test_a_failure_after_a_pause_is_the_last_event_and_done_does_not_come() -> None:
+    """The status has gone out with the first comment, so only the stream itself can say that it failed."""
+    go_on = asyncio.Event()
+
+    async def failing() -> AsyncGenerator[dict[str, Any]]:
+        await go_on.wait()
+        raise ApiError(422, "No attempt was valid.", code="invalid_after_retries")
+        yield {}
+
+    response = await respond(failing(), every_s=0.01)
+    go_on.set()
+    text = b"".join([part async for part in response]).decode()
+    pauses, _, last = text.strip().rpartition("data: ")
+    assert response.status_code == 200 and {*pauses.split("\n\n")} == {KEEP_ALIVE.strip(), ""}
+    assert json.loads(last)["error"]["code"] == "invalid_after_retries"

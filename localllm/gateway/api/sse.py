@@ -38,12 +38,12 @@ class EventStream(StreamingHttpResponse):
                 yield part.encode()
 
 
-async def respond(bodies: AsyncGenerator[dict[str, Any]]) -> EventStream:
+async def respond(bodies: AsyncGenerator[dict[str, Any]], every_s: float = KEEP_ALIVE_S) -> EventStream:
     """Each body as an event, then [DONE]; an error on the way is an event too, and [DONE] does not come.
 
     Returns when there is a first one: until then an error is raised, and still has its own status.
     """
-    items = with_pauses(bodies)
+    items = with_pauses(bodies, every_s)
     return EventStream(_parts(await anext(items), items))
 
 
@@ -71,7 +71,7 @@ def event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def with_pauses(items: AsyncGenerator[T, None], every_s: float = KEEP_ALIVE_S) -> AsyncGenerator[T | None, None]:
+async def with_pauses(items: AsyncGenerator[T, None], every_s: float) -> AsyncGenerator[T | None, None]:
     """The items, and None each time none has come for `every_s`. Closes `items` when it is closed."""
     waiting = asyncio.ensure_future(_next(items))
     try:
