@@ -81,6 +81,7 @@ function startChat() {
   const outboxKey = `unacknowledged:${conversation}`;
   const scroller = byId("scroller");
   let outbox = JSON.parse(sessionStorage.getItem(outboxKey) ?? "[]");
+  const unsent = new Set(); // commands given while the socket was closed, as JSON
   let socket = null;
   let attempts = 0;
   let retry = 0;
@@ -97,6 +98,8 @@ function startChat() {
       attempts = 0;
       byId("connection").hidden = true;
       outbox.forEach(post);
+      unsent.forEach((command) => socket.send(command));
+      unsent.clear();
       live.clear();
       refresh();
     };
@@ -128,7 +131,9 @@ function startChat() {
   }
 
   function post(frame) {
+    const isRepeated = frame.cid || frame.type === "resume"; // by itself, when the socket opens
     if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(frame));
+    else if (!isRepeated) unsent.add(JSON.stringify(frame));
   }
 
   for (const [target, name] of [[window, "online"], [window, "pageshow"], [document, "visibilitychange"]]) {
@@ -157,9 +162,10 @@ function startChat() {
     },
     reset({ message, html, tail, to }, state) {
       if (!state) return;
-      state.element.querySelector("[data-closed]").innerHTML = html;
+      const closed = state.element.querySelector("[data-closed]");
+      closed.innerHTML = html;
       Object.assign(state, { tail, cursor: to, closed: to - points(tail).length, unspoken: "" });
-      if (!heard.has(message)) speak(state, tail);
+      if (!heard.has(message)) speak(state, closed.textContent + tail);
       heard.add(message);
       paint(state);
     },
@@ -389,7 +395,10 @@ function startChat() {
     "compress-again": () => compress(true),
     "cancel-compression": () => post({ type: "cancel-compression" }),
     regenerate: (message) => mustWait() || post({ type: "regenerate", message, ...schemaChoice() }),
-    continue: (message) => mustWait() || post({ type: "continue", message }),
+    continue: (message) => {
+      heard.add(message); // what there is of it
+      if (!mustWait()) post({ type: "continue", message });
+    },
     edit: openEditor,
     "cancel-edit": closeEditor,
     stop: () => live.forEach((_, message) => post({ type: "stop", message })),

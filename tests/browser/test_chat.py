@@ -238,6 +238,23 @@ def test_it_writes_an_answer_again_beside_the_first(page):
     wait_until_answered(page)
 
 
+# A socket that can be made to look as while it opens
+SLOW_SOCKET = """window.WebSocket = class extends WebSocket {
+    constructor(...args) { super(...args); window.socket = this; }
+    get readyState() { return window.isSlow ? WebSocket.CONNECTING : super.readyState; }
+}"""
+
+
+def test_a_command_given_while_the_socket_is_closed_is_sent_when_it_opens(page):
+    page.add_init_script(SLOW_SOCKET)
+    send(page, "What is a slot?")
+    wait_until_answered(page)
+    page.evaluate("window.isSlow = true")
+    page.get_by_role("button", name="Write it again").click()
+    page.evaluate("window.isSlow = false; window.socket.close()")
+    expect(page.locator(".assistant .versions")).to_contain_text("2/2")
+
+
 def open_menu(page, title):
     item = page.locator(".chat-item", has_text=title)
     item.hover()
