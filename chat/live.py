@@ -71,8 +71,10 @@ class LiveReply:
     thinking_since: float | None = None
     reasoning_ms: int | None = None
     model: LanguageModel | None = None  # that answers
+    window: int = 0  # of its context, in tokens
     blocks: list[Block] = field(default_factory=list)
     stage: Frame = field(default_factory=dict)  # what it waits for, before the first token
+    has_begun: bool = False  # a task that is cancelled before never runs
     is_ending: bool = False  # it was stopped or is complete, and nothing may keep its end from being stored
     is_over: bool = False
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -162,10 +164,11 @@ def start(message: Message, *, is_resumed: bool = False) -> None:
 def stop(message_id: UUID) -> bool:
     """Cancel a reply; its text stays. False if it is not being written here, or ends already."""
     reply = _live.get(message_id)
-    if reply is None or reply.task is None or reply.is_ending:
+    if reply is None or reply.is_ending:
         return False
     reply.is_ending = True
-    return reply.task.cancel()
+    _cancel(reply)
+    return True
 
 
 async def resume_interrupted() -> None:
@@ -182,12 +185,16 @@ async def drain(seconds: float) -> None:
     """At shutdown: stop writing. What is committed stays `streaming` and goes on at the next start; what ends, ends."""
     global _is_draining
     _is_draining = True
-    writing = {reply.task: reply for reply in _live.values() if reply.task}
-    for task, reply in writing.items():
+    for reply in _live.values():
         if not reply.is_ending:
-            task.cancel()
-    if writing:
-        await asyncio.wait(writing, timeout=seconds)
+            _cancel(reply)
+    if tasks := [reply.task for reply in _live.values() if reply.task]:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
+def _cancel(reply: LiveReply) -> None:
+    if reply.task is not None and reply.has_begun:
+        reply.task.cancel()
 
 
 async def tail(message_id: UUID) -> AsyncGenerator[Frame]:
@@ -269,7 +276,10 @@ def _frame(reply: LiveReply, kind: str, **fields: Any) -> Frame:
 
 async def _write(reply: LiveReply) -> None:
     """The life of one reply, to its final state."""
+    reply.has_begun = True
     try:
+        if reply.is_ending or _is_draining:
+            raise asyncio.CancelledError
         outcome = await _generate(reply)
         if isinstance(outcome, StructuredResult):
             await _end(reply, "complete", finish_reason=outcome.finish_reason, result=outcome)
@@ -333,6 +343,8 @@ async def _generate(reply: LiveReply) -> Finished | StructuredResult:
                     await _begin_draft(reply, number)
                 case Finished() | StructuredResult():
                     outcome = event
+                    # By a schema, a Finished alone may be that of an attempt that failed.
+                    reply.is_ending = isinstance(event, StructuredResult) or question.schema_text is None
                 case _:
                     _note(reply, event)
     assert outcome is not None, "A stream ended without Finished."
@@ -396,6 +408,8 @@ async def _begin_draft(reply: LiveReply, number: int) -> None:
 def _note(reply: LiveReply, event: Event) -> None:
     match event:
         case Chunk():
+            if reply.model and not reply.window:
+                reply.window = serving.state(reply.model).window  # its worker may be gone at the end
             reply.add(event)
             _flush_soon()
             return
@@ -426,7 +440,6 @@ async def _end(
     await _flush()
     text = result.text if result else text
     html = await asyncio.to_thread(_final_html, reply, text, result)
-    window = serving.state(reply.model).window if reply.model else 0
 
     def store() -> None:
         reply.message.end(
@@ -438,7 +451,7 @@ async def _end(
             model_name=reply.model.name if reply.model else "",
             finish_reason=finish_reason,
             error=error,
-            usage=UsageLog.objects.usage_of(reply.message.pk, window),
+            usage=UsageLog.objects.usage_of(reply.message.pk, reply.window),
         )
 
     await database.store(store)

@@ -301,7 +301,7 @@ function startChat() {
     refresh();
   });
 
-  const changedChats = () => htmx.trigger(document.body, "chats-changed");
+  const changedChats = () => htmx.trigger(document.body, "chats-stale");
   messages.addEventListener("htmx:afterSwap", (event) => {
     attach();
     if (event.target === messages) recount(); // another branch

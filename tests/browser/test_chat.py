@@ -300,6 +300,18 @@ def test_it_moves_a_chat_into_a_folder_that_can_be_renamed(page):
     expect(page.locator(".folder")).to_have_count(1)
 
 
+def test_a_form_stays_open_when_an_answer_ends_meanwhile(page, site):
+    begin_long_answer(page, site)
+    item = page.locator(".chat-item", has=page.locator("[aria-current]"))
+    item.hover()
+    item.get_by_role("button").click()
+    page.get_by_role("link", name="Move to folder…").click()
+    page.get_by_role("combobox", name="Folder").fill("Half a na")
+    site.go_on()
+    wait_until_answered(page)
+    expect(page.get_by_role("combobox", name="Folder")).to_have_value("Half a na")
+
+
 def test_a_chat_is_moved_without_a_script(page, open_page):
     send(page, "Mow the lawn")
     wait_until_answered(page)

@@ -152,13 +152,20 @@ async def test_a_second_stop_does_not_lose_the_end_of_the_first():
     assert (await stored(reply)).status == "stopped"
 
 
+async def test_a_stop_before_the_first_step_of_a_reply_ends_it():
+    reply = await ask()
+    assert live.stop(reply.pk) and not live._live[reply.pk].has_begun
+    await read(reply)
+    assert (await stored(reply)).status == "stopped"
+
+
 @pytest.mark.parametrize("end", ["stop", "drain"])
 async def test_an_end_that_waits_for_the_database_is_stored_with_its_text_once(end, monkeypatch):
     monkeypatch.setattr(live, "_is_draining", False)  # as it is again after the test
     reply = await ask(max_tokens=8)
-    while not live._live[reply.pk].is_ending:
-        await asyncio.sleep(0)
     with held_writer():
+        while not live._live[reply.pk].is_ending:
+            await asyncio.sleep(0.01)
         live.stop(reply.pk) if end == "stop" else await live.drain(0.1)
         await asyncio.sleep(0.1)
     text = await read(reply)

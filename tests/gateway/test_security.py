@@ -13,7 +13,6 @@ from asgiref.sync import SyncToAsync
 from asgiref.testing import ApplicationCommunicator
 from django.test import Client, override_settings
 
-from localllm.asgi import api
 from localllm.gateway.security.origin import HttpsProxy, OriginGuard, is_same_origin
 from localllm.gateway.security.throttle import FORGOTTEN_AFTER_S, MAX_KEYS, LoginThrottle
 from tests.server import Server
@@ -155,6 +154,8 @@ def test_every_address_answers_to_the_names_of_this_machine(server: Server, path
 
 
 async def test_no_middleware_of_the_api_takes_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localllm.asgi import api  # here: it needs the static files, which are collected before the first test
+
     in_threads, run = [], SyncToAsync.__call__
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
