@@ -139,6 +139,19 @@ def test_it_shows_the_best_draft_of_an_answer_that_failed(page):
     expect(page.get_by_role("button", name="Continue")).to_have_count(0)
 
 
+def test_a_slow_list_does_not_come_after_what_was_searched_for(page):
+    held = []
+    page.route("**/picker?*", lambda route: route.continue_() if "q=Ri" in route.request.url else held.append(route))
+    page.locator("#schema-button").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.type("Riddle")
+    page.wait_for_timeout(500)  # the search begins 150 ms after the last key
+    for route in held:
+        route.continue_()
+    page.wait_for_timeout(500)
+    expect(page.locator("#schema-list button")).to_have_count(1)
+
+
 def test_it_fits_a_phone_in_the_dark(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True, color_scheme="dark")
     page.get_by_role("button", name="Schema of the answers").click()
