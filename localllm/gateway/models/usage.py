@@ -59,7 +59,8 @@ class UsageLogQuerySet(models.QuerySet["UsageLog"]):
 
         None where nothing was computed. The prompt, and the time to the first token, are those of the first.
         """
-        rows = list(self.filter(message_id=message_id, prompt_tokens__gt=0).order_by("created_at"))
+        counts = self.only("prompt_tokens", "completion_tokens", "ttft_ms", "duration_ms")  # not the texts
+        rows = list(counts.filter(message_id=message_id, prompt_tokens__gt=0).order_by("created_at"))
         if not rows:
             return None
         return Usage(
