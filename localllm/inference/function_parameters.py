@@ -25,7 +25,7 @@ CONDITIONS = frozenset(
     {"$ref", "$dynamicRef", "$recursiveRef", "const", "enum", "allOf", "anyOf", "oneOf", "not", "if"}
 )
 MAX_NULLS = 10_000
-EXPECTED = 'expected was {"name", "description", "parameters"}, alone or as the "function" of an OpenAI tool'
+EXPECTED = 'a function is {"name", "description", "parameters"}, alone or as the "function" of an OpenAI tool'
 
 
 class Function(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     clips_max_tokens: bool = False  # max_tokens yields to what the window still holds, instead of being refused
     num_logprobs: int | None = None  # alternatives per token; 0: only the chosen token's own
 
+    @property
+    def has_penalties(self) -> bool:
+        return self.repeat_penalty != 1 or bool(self.frequency_penalty or self.presence_penalty)
+
 
 class ResponseFormat(msgspec.Struct, frozen=True, kw_only=True):
     """JSON by a schema: `schema` for providers that read it, the rest for the engine that decodes by it.

@@ -5,9 +5,11 @@ import threading
 import time
 
 import llama_cpp
+import numpy as np
 import pytest
 
 from localllm.inference.engine import engine as engine_module
+from localllm.inference.engine import runner as runner_module
 from localllm.inference.engine.scheduler import Slice
 from localllm.inference.engine.sequence import Sequence
 from localllm.inference.errors import ProviderError, QueueFull
@@ -151,6 +153,43 @@ def test_it_repeats_itself_alone_and_cold_with_the_same_seed(temperature):
     assert texts[0] == texts[1]
 
 
+SAMPLERS = [
+    {"temperature": 0.0},
+    {"temperature": 1.5, "top_p": 1.0, "min_p": 0.0},
+    {"temperature": 1.5, "top_k": 200, "min_p": 0.0},
+    {"temperature": 1.5, "top_k": 400},
+    {"temperature": 1.5, "top_k": 0, "top_p": 0.9},
+    {"temperature": 1.0, "frequency_penalty": 0.5},
+]
+
+
+@pytest.mark.parametrize("params", SAMPLERS, ids=str)
+def test_it_chooses_what_llama_cpp_would_choose_from_the_whole_vocabulary(starter, monkeypatch, params):
+    texts = []
+    for count in (runner_module._num_needed, lambda params: 0):
+        monkeypatch.setattr(runner_module, "_num_needed", count)
+        readers = [starter.ask(prompt("hm"), seed=seed, **params) for seed in range(4)]
+        starter.run()
+        starter.runner.clear()
+        starter.scheduler.forget()
+        texts.append([reader.text for reader in readers])
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("count", [1, 40, 256])
+@pytest.mark.parametrize("size", [1024, 4096, 151_936])
+def test_the_likeliest_tokens_are_found_without_sorting_all(size, count):
+    logits = np.random.default_rng(size + count).normal(size=size).astype(np.float32)
+    ids = runner_module._likeliest(logits, count)
+    assert set(np.argsort(-logits)[:count]) <= set(ids) and list(ids) == sorted(ids)
+    assert len(ids) <= 2 * count + 2
+
+
+def test_logits_that_are_all_the_same_or_no_numbers_are_left_to_llama_cpp():
+    assert len(runner_module._likeliest(np.zeros(4096, np.float32), 40)) == 4096
+    assert len(runner_module._likeliest(np.full(4096, np.nan, np.float32), 40)) == 0
+
+
 def test_it_answers_otherwise_with_another_seed(starter):
     readers = [starter.ask(prompt("hm"), seed=seed, temperature=2.0, top_p=1.0, min_p=0.0) for seed in (1, 2)]
     starter.run()
@@ -170,6 +209,97 @@ def test_it_computes_the_same_in_a_batch_that_is_filled_up_to_a_tile(starter, co
     seq.num_computed = 30
     starter.runner.run([Slice(seq, count - 30)])
     assert abs(whole - starter.runner.logits(count - 31)).max() < 0.5
+
+
+def decoding(runner, slots):
+    """One step of an answer in each of these slots, whose prompt is known."""
+    slices = []
+    for slot in slots:
+        tokens = runner.tokenize(prompt(QUESTIONS[slot]), special=True)
+        seq = Sequence(tokens, SamplingParams(temperature=0), 0, 1, lambda event: None, slot=slot)
+        seq.sampler = runner.sampler(seq.params, 0, [])
+        runner.reuse(slot, slot, 0)
+        runner.run([Slice(seq, len(tokens))])
+        seq.num_computed = len(tokens)
+        seq.tokens.append(tokens[-1])
+        slices.append(Slice(seq, 1))
+    return slices
+
+
+def num_nodes(runner, slices):
+    """How many nodes of graphs llama.cpp computes for this batch; as many again for each pass."""
+    calls = []
+    with runner.interruptible(lambda: calls.append(None) is not None):
+        runner.run(slices)
+    return len(calls)
+
+
+def test_answers_with_a_free_slot_between_them_are_computed_in_one_pass(ten_slots):
+    runner = ten_slots.runner
+    side_by_side, with_gap, far_apart = (
+        num_nodes(runner, decoding(runner, slots)) for slots in ([0, 1, 2], [0, 1, 3], [0, 1, 7])
+    )
+    assert with_gap == pytest.approx(side_by_side, rel=0.1) and far_apart > 1.5 * side_by_side
+
+
+def test_a_free_slot_between_answers_keeps_what_it_holds_and_changes_nothing(ten_slots):
+    runner = ten_slots.runner
+    (free,) = decoding(runner, [1])
+    slices = decoding(runner, [0, 2])
+    assert [spare.slot for spare in runner._useful_fillers(slices)] == [1]
+    runner.run(slices)
+    answers = [runner.logits(row).copy() for row in (0, 2)]
+    assert llama_cpp.llama_memory_seq_pos_max(runner._memory, 1) == free.seq.num_computed - 1
+    for piece, logits in zip(slices, answers, strict=True):
+        runner.reuse(piece.slot, piece.slot, piece.seq.num_computed)
+        runner.run([piece])
+        assert abs(runner.logits(0) - logits).max() < 0.5
+    runner.run([free])
+    beside = runner.logits(0).copy()
+    runner.run(decoding(runner, [1]))
+    assert abs(runner.logits(0) - beside).max() < 0.5
+
+
+def test_a_full_slot_between_answers_is_left_alone():
+    runner = StarterEngine(num_slots=3, n_ctx=128).runner
+    text = runner.tokenize(prompt("word " * 200), special=True)[:128]
+    full = Sequence(text, SamplingParams(temperature=0), 0, 1, lambda event: None, slot=1)
+    full.sampler = runner.sampler(full.params, 0, [])
+    runner.run([Slice(full, 128)])
+    slices = decoding(runner, [0, 2])
+    assert not runner._useful_fillers(slices)
+    assert all(sample.tokens for sample in runner.run(slices))
+
+
+def test_a_batch_that_is_full_of_a_prompt_has_no_row_for_a_free_slot():
+    runner = StarterEngine(num_slots=4, n_batch=64).runner
+    first, last = decoding(runner, [0, 2])
+    tokens = runner.tokenize(prompt("word " * 100), special=True)[:63]
+    reading = Sequence(tokens, SamplingParams(temperature=0), 0, 1, lambda event: None, slot=3)
+    assert [spare.slot for spare in runner._useful_fillers([first, last, Slice(reading, 61)])] == [1]
+    assert not runner._useful_fillers([first, last, Slice(reading, 62)])
+    assert [bool(sample) for sample in runner.run([first, last, Slice(reading, 62)])] == [True, True, False]
+
+
+def test_conversations_that_move_between_slots_keep_their_words():
+    six = StarterEngine(num_slots=6)
+    names = ("Ada", "Bob", "Eve", "Tom")
+    answers = []
+    for name in names:
+        answers.append(six.ask(prompt(f"My name is {name}."), owner=name))
+        six.run()
+
+    def ask_for_name(name):
+        turns = (f"My name is {name}.", answers[names.index(name)].text, "What is my name?")
+        return six.ask(prompt(*turns), owner=name)
+
+    readers = {name: ask_for_name(name) for name in ("Ada", "Tom")}  # in slots 0 and 3: Tom comes to 1, and Bob goes
+    six.step(2)
+    assert sorted(seq.slot for seq in six.scheduler.running) == [0, 1]
+    readers |= {name: ask_for_name(name) for name in ("Bob", "Eve")}
+    six.run()
+    for name, reader in readers.items():
+        assert name in reader.text and reader.finished.usage.reused_tokens > 20
 
 
 def test_it_computes_only_the_new_tokens_of_a_follow_up_turn(starter):

@@ -134,3 +134,61 @@ def test_the_slot_unused_for_longest_is_taken_first():
     scheduler.add(sequence(range(300, 350)))
     (admission,) = admitted(scheduler)
     assert admission.slot == 0
+
+
+def with_conversations(num_slots, num_conversations):
+    """Slot i holds the fifty tokens from 100 i on; the first was used first."""
+    scheduler = Scheduler(num_slots, 512)
+    computed(scheduler, *(sequence(range(100 * i, 100 * i + 50)) for i in range(num_conversations)))
+    return scheduler
+
+
+def ask_again(scheduler, i):
+    scheduler.add(sequence([*range(100 * i, 100 * i + 50), 9999]))
+    (admission,) = admitted(scheduler)
+    return admission
+
+
+def begin(scheduler):
+    scheduler.add(sequence(range(5000, 5050), owner="bob"))
+    (admission,) = admitted(scheduler)
+    return admission
+
+
+def test_a_batch_comes_by_slot_because_llama_cpp_computes_only_ascending_neighbours_together():
+    scheduler = Scheduler(3, 512)
+    for count in (3, 1, 2):
+        scheduler.add(sequence(range(count)))
+    admitted(scheduler)
+    assert [(piece.slot, piece.count) for piece in scheduler.schedule()] == [(0, 3), (1, 1), (2, 2)]
+
+
+def test_a_new_conversation_goes_beside_a_running_one_and_what_was_there_into_the_oldest_slot():
+    scheduler = with_conversations(6, 6)
+    ask_again(scheduler, 4)
+    admission = begin(scheduler)
+    assert (admission.slot, admission.refuge, admission.num_reused) == (3, 0, 0)
+    assert scheduler.slots[0].cached == list(range(300, 350))
+    assert ask_again(scheduler, 5).slot == 5  # it is a neighbour already
+
+
+def test_a_conversation_moves_with_its_cache_beside_a_running_one():
+    scheduler = with_conversations(6, 4)
+    ask_again(scheduler, 0)
+    admission = ask_again(scheduler, 3)
+    assert (admission.slot, admission.source, admission.refuge, admission.num_reused) == (1, 3, 4, 50)
+    assert scheduler.slots[4].cached == list(range(100, 150)) and not scheduler.slots[3].cached
+    assert ask_again(scheduler, 1).num_reused == 50
+
+
+def test_a_conversation_stays_where_it_is_when_its_place_would_cost_another_one_its_cache():
+    scheduler = with_conversations(4, 4)
+    ask_again(scheduler, 0)
+    admission = ask_again(scheduler, 2)
+    assert (admission.slot, admission.source, admission.refuge) == (2, 2, None)
+    assert scheduler.slots[1].cached and scheduler.slots[3].cached
+
+
+def test_alone_it_takes_the_oldest_slot_wherever_that_is():
+    scheduler = with_conversations(4, 4)
+    assert (begin(scheduler).slot, begin(with_conversations(4, 2)).slot) == (0, 2)

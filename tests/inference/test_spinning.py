@@ -85,6 +85,18 @@ def test_it_spins_again_when_the_neighbour_has_gone():
     assert not machine.spinning.is_crowded and not machine.places.is_packed
 
 
+def test_packed_threads_spin_as_soon_as_nobody_wants_the_other_cpus():
+    """Asleep they would stay where they were and stand in line for each other, which looks like a neighbour."""
+    machine = Machine()
+    machine.pass_time(1, share=0.5)
+    assert machine.places.is_packed
+    machine.places.others_are_idle = True
+    machine.pass_time(0.25, share=0.5)
+    assert not machine.spinning.is_crowded and not machine.places.is_packed
+    machine.pass_time(10, share=0.0)
+    assert not machine.spinning.is_crowded and not machine.places.is_packed
+
+
 def test_a_request_after_a_pause_has_all_cpus_when_there_is_room():
     machine = Machine()
     machine.pass_time(1, share=0.5)
@@ -92,7 +104,7 @@ def test_a_request_after_a_pause_has_all_cpus_when_there_is_room():
     assert machine.places.is_packed
     machine.places.others_are_idle = True
     machine.spinning.rest()
-    assert not machine.places.is_packed
+    assert not machine.places.is_packed and not machine.spinning.is_crowded
 
 
 def test_packed_threads_are_spread_for_one_observation_now_and_then():

@@ -203,6 +203,8 @@ class Engine:
             return
         for admission in self._scheduler.admit():
             seq = admission.seq
+            if admission.refuge is not None:
+                self._runner.copy(admission.slot, admission.refuge)
             seq.num_computed = self._runner.reuse(admission.slot, admission.source, admission.num_reused)
             seq.num_reused = seq.num_computed
             seq.started_at = time.monotonic()

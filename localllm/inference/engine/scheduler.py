@@ -25,6 +25,10 @@ class Slice:
     count: int
 
     @property
+    def slot(self) -> int:
+        return self.seq.slot or 0
+
+    @property
     def samples(self) -> bool:
         """Does it reach the end of the sequence, so that a token can be sampled?"""
         return self.count == self.seq.num_pending
@@ -32,12 +36,16 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A sequence enters a slot and finds `num_reused` of its tokens in the cache of `source`."""
+    """A sequence enters a slot and finds `num_reused` of its tokens in the cache of `source`.
+
+    What another conversation has in the slot is copied to `refuge` first.
+    """
 
     seq: Sequence
     slot: int
     source: int
     num_reused: int
+    refuge: int | None = None
 
 
 @dataclass(slots=True)
@@ -59,6 +67,13 @@ class Slot:
             count = min(count, self.num_shared, seq.num_shared)
         # At least one token has to be computed, or there would be no logits to sample.
         return min(count, len(seq.tokens) - 1)
+
+    def hold(self, other: Slot) -> None:
+        self.cached, self.owner, self.num_shared = other.cached, other.owner, other.num_shared
+        self.last_used = other.last_used
+
+    def hold_nothing(self) -> None:
+        self.cached, self.last_used = [], 0
 
 
 class Scheduler:
@@ -100,22 +115,50 @@ class Scheduler:
             yield self._place(seq)
 
     def _place(self, seq: Sequence) -> Admission:
-        """Choose the slot: the conversation's own if it is free, else the one unused for longest."""
+        """Choose the slot: the conversation's own if it is free, else the one unused for longest.
+
+        Or one beside running slots, because llama.cpp computes neighbours together and others one after the other.
+        """
         reusable = {slot.index: slot.num_reusable(seq) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (reusable[slot.index], slot.seq is None))
-        slot = min((s for s in self.slots if s.seq is None), key=lambda s: s.last_used)
+        home = min(self._free, key=lambda slot: slot.last_used)
         if source.seq is None and 2 * reusable[source.index] >= len(source.cached):
-            slot = source  # taking it over loses less of another conversation than it saves
+            home = source  # taking it over loses less of another conversation than it saves
         num_reused = reusable[source.index]
+        slot, refuge = self._beside_running(home, is_needed=home is source and num_reused >= MIN_TOKENS_TO_COPY)
         if slot is not source and num_reused < MIN_TOKENS_TO_COPY:
             source, num_reused = slot, reusable[slot.index]
+        if refuge is not None:
+            refuge.hold(slot)
+        if source is home and slot is not home:
+            home.hold_nothing()
         slot.seq, slot.owner, slot.num_shared = seq, seq.owner, seq.num_shared
         slot.cached = []
         seq.slot = slot.index
-        return Admission(seq, slot.index, source.index, num_reused)
+        return Admission(seq, slot.index, source.index, num_reused, refuge.index if refuge else None)
+
+    @property
+    def _free(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.seq is None]
+
+    def _beside_running(self, home: Slot, *, is_needed: bool) -> tuple[Slot, Slot | None]:
+        """A free slot with a running neighbour instead of `home`, and where to what it holds can go.
+
+        Nothing is lost but what `home` holds, and not even that if it `is_needed`; else it stays at home.
+        """
+        if not self.running or self._num_neighbours(home):
+            return home, None
+        slot = max(self._free, key=lambda slot: (self._num_neighbours(slot), -slot.last_used))
+        if not slot.cached:
+            return slot, None
+        refuge = home if not is_needed else next((free for free in self._free if not free.cached), None)
+        return (slot, refuge) if refuge else (home, None)
+
+    def _num_neighbours(self, slot: Slot) -> int:
+        return sum(other.seq is not None for other in self.slots[max(0, slot.index - 1) : slot.index + 2])
 
     def schedule(self, max_prefill_tokens: int | None = None) -> list[Slice]:
-        """The next batch. `max_prefill_tokens` bounds what new prompts add while others decode.
+        """The next batch, by slot. `max_prefill_tokens` bounds what new prompts add while others decode.
 
         Sequences that are one token behind go first, so a long prompt never stalls running answers. What is left
         of a prompt is not cut in two: beside nine answers 61 tokens took 385 ms, 35 and 26 of them 354 and 316 ms.
@@ -134,7 +177,7 @@ class Scheduler:
             if count > 0:
                 slices.append(Slice(seq, count))
                 room -= count
-        return slices
+        return sorted(slices, key=lambda piece: piece.slot)
 
     def advance(self, piece: Slice, tokens: list[int]) -> None:
         """The slice is computed; `tokens` were chosen to follow it."""

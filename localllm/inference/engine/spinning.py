@@ -68,10 +68,13 @@ class Spinning:
             if self._seen_at is not None and now - self._seen_at < OBSERVE_EVERY_S:
                 return
             self._seen_at = now
-            if now < self._spread_at and not self._packing.is_roomy():
+            is_roomy = self._packing.is_roomy()
+            if now < self._spread_at and not is_roomy:
                 return
             self._packing.spread()
             self._seen_at = None
+            if is_roomy:
+                self._try_to_spin()
         if self._seen_at is None:
             self._seen_at, self._seen_s = now, self._queued_s()
         elapsed_s = now - self._seen_at
@@ -85,8 +88,7 @@ class Spinning:
                 self._packing.pack()
                 self._spread_at = now + PACKED_S
             elif now >= self._try_at:
-                self._spin()
-                self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
+                self._try_to_spin()
         elif share <= CROWDED_SHARE:
             self._num_crowded, self._try_after_s = 0, FIRST_TRY_S
         else:
@@ -101,13 +103,16 @@ class Spinning:
         self._seen_at = None
         if self._packing.is_packed and self._packing.is_roomy():
             self._packing.spread()
+            self._try_to_spin()
 
     def _sleep(self) -> None:
         self.is_crowded = True
         self._crowd.gather()
 
-    def _spin(self) -> None:
+    def _try_to_spin(self) -> None:
+        """Asleep and left where they were packed, threads would go on standing in line for each other."""
         self.is_crowded = False
+        self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
         self._crowd.disperse()
 
 

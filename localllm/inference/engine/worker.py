@@ -141,7 +141,8 @@ class Worker:
         with self._lock:
             seq = self._sequences.get(id)
             if seq is None:
-                self._cancelled.add(id)
+                if id > self._last_prepared:  # else it is over
+                    self._cancelled.add(id)
                 return
         if isinstance(seq, EmbedRequest):
             seq.cancelled = True
@@ -169,7 +170,9 @@ class Worker:
                 self._send(wire.Failed.of(message.id, exc))
             except Exception as exc:  # whatever a prompt does, the next one must be served
                 self._send(wire.Failed(message.id, f"The prompt could not be prepared: {exc!r}.", "permanent"))
-            self._last_prepared = message.id
+            with self._lock:
+                self._last_prepared = message.id
+                self._cancelled.discard(message.id)
 
     def _preview(self, id: int, messages: tuple[Message, ...]) -> tuple[str, int]:
         """The prompt of a conversation, and how many tokens it has."""
@@ -216,8 +219,8 @@ class Worker:
         )
 
     def _remember(self, id: int, seq: Sequence | EmbedRequest) -> None:
-        self._last_prepared = id
         with self._lock:
+            self._last_prepared = id
             self._sequences[id] = seq
             if id in self._cancelled:
                 self._cancelled.discard(id)
