@@ -281,6 +281,38 @@ def test_a_batch_that_is_full_of_a_prompt_has_no_row_for_a_free_slot():
     assert [bool(sample) for sample in runner.run([first, last, Slice(reading, 62)])] == [True, True, False]
 
 
+def test_a_free_slot_that_holds_much_more_than_the_answers_around_it_is_left_alone(monkeypatch):
+    runner = StarterEngine(num_slots=3).runner
+    (longest, *_) = decoding(runner, [1])
+    slices = decoding(runner, [0, 2])
+    lead = longest.seq.num_computed - max(piece.seq.num_computed for piece in slices)
+    monkeypatch.setattr(runner_module, "MAX_FILLER_LEAD", lead)
+    assert not runner._useful_fillers(slices)
+    monkeypatch.setattr(runner_module, "MAX_FILLER_LEAD", lead + 1)
+    assert [spare.slot for spare in runner._useful_fillers(slices)] == [1]
+
+
+def test_where_tokens_were_forced_a_free_slot_would_only_make_one_more_pass(ten_slots):
+    slices = decoding(ten_slots.runner, [0, 2])
+    for piece in slices:
+        piece.seq.tokens += piece.seq.tokens[:5]
+    assert not ten_slots.runner._useful_fillers([Slice(piece.seq, 6) for piece in slices])
+
+
+def test_what_the_next_turn_begins_with_is_computed_where_the_conversation_has_gone():
+    six = StarterEngine(num_slots=6)
+    answers = []
+    for i, question in enumerate(QUESTIONS[:4]):
+        answers.append(six.ask(prompt(question), owner=str(i), next_prompt=lambda: []))
+        six.run()
+    answered = six.engine._answered[1]
+    assert six.scheduler.slot_that_holds(answered).index == 1
+    for i in (0, 3):
+        six.ask(prompt(QUESTIONS[i], answers[i].text, "Hello!"), owner=str(i))
+    six.step()
+    assert six.scheduler.slot_that_holds(answered).index == 4
+
+
 def test_conversations_that_move_between_slots_keep_their_words():
     six = StarterEngine(num_slots=6)
     names = ("Ada", "Bob", "Eve", "Tom")

@@ -189,6 +189,13 @@ def test_a_conversation_stays_where_it_is_when_its_place_would_cost_another_one_
     assert scheduler.slots[1].cached and scheduler.slots[3].cached
 
 
+def test_an_empty_slot_beside_a_running_one_is_taken_before_one_that_has_to_be_cleared():
+    scheduler = with_conversations(6, 4)
+    ask_again(scheduler, 3)
+    admission = begin(scheduler)
+    assert (admission.slot, admission.refuge) == (4, None)
+
+
 def test_alone_it_takes_the_oldest_slot_wherever_that_is():
     scheduler = with_conversations(4, 4)
     assert (begin(scheduler).slot, begin(with_conversations(4, 2)).slot) == (0, 2)

@@ -88,7 +88,7 @@ def test_it_spins_again_when_the_neighbour_has_gone():
 def test_packed_threads_spin_as_soon_as_nobody_wants_the_other_cpus():
     """Asleep they would stay where they were and stand in line for each other, which looks like a neighbour."""
     machine = Machine()
-    machine.pass_time(1, share=0.5)
+    machine.pass_time(2, share=0.5)
     assert machine.places.is_packed
     machine.places.others_are_idle = True
     machine.pass_time(0.25, share=0.5)
@@ -97,9 +97,19 @@ def test_packed_threads_spin_as_soon_as_nobody_wants_the_other_cpus():
     assert not machine.spinning.is_crowded and not machine.places.is_packed
 
 
+def test_packed_threads_seldom_try_to_spin_beside_a_neighbour_that_rests_now_and_then():
+    machine, tries = Machine(), 0
+    machine.places.others_are_idle = True
+    for _ in range(4 * 60):
+        was_crowded = machine.spinning.is_crowded
+        machine.pass_time(0.25, share=0.5)
+        tries += was_crowded and not machine.spinning.is_crowded
+    assert 3 <= tries <= 6
+
+
 def test_a_request_after_a_pause_has_all_cpus_when_there_is_room():
     machine = Machine()
-    machine.pass_time(1, share=0.5)
+    machine.pass_time(2, share=0.5)
     machine.spinning.rest()
     assert machine.places.is_packed
     machine.places.others_are_idle = True

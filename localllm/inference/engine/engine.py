@@ -51,6 +51,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
         self._service_s: deque[float] = deque(maxlen=16)  # how long the last requests held a slot
         self._prefill_rate = 0.0  # tokens per second, of the last large prefill
+        self._is_copying = False  # llama.cpp copies slots at the beginning of the next step
         self._decode_s = math.inf  # the last step that read no prompt
         self._spinning = Spinning(runner.num_threads)
         self._answered: deque[Sequence] = deque(maxlen=runner.num_slots)  # whose next turn is not prepared yet
@@ -103,9 +104,9 @@ class Engine:
 
     def _prepare_next_turn(self, answered: Sequence) -> None:
         """Compute ahead in the slot of a conversation, if it is still there and its next prompt goes on from it."""
-        assert answered.slot is not None and answered.next_prompt is not None
-        slot = self._scheduler.slots[answered.slot]
-        if not self._runner.can_cut or slot.cached != answered.tokens[: answered.num_computed]:
+        assert answered.next_prompt is not None
+        slot = self._scheduler.slot_that_holds(answered)
+        if not self._runner.can_cut or slot is None:
             return
         try:
             tokens = answered.next_prompt()
@@ -205,6 +206,7 @@ class Engine:
             seq = admission.seq
             if admission.refuge is not None:
                 self._runner.copy(admission.slot, admission.refuge)
+            self._is_copying |= admission.refuge is not None or admission.slot != admission.source
             seq.num_computed = self._runner.reuse(admission.slot, admission.source, admission.num_reused)
             seq.num_reused = seq.num_computed
             seq.started_at = time.monotonic()
@@ -248,10 +250,11 @@ class Engine:
         samples = self._runner.run(slices)
         self.step_started_at = None
         num_tokens, elapsed_s = sum(piece.count for piece in slices), time.monotonic() - started
-        if num_tokens >= MIN_PREFILL_TOKENS:
+        if num_tokens >= MIN_PREFILL_TOKENS and not self._is_copying:
             self._prefill_rate = num_tokens / elapsed_s
         if _only_decodes(slices):
             self._decode_s = elapsed_s
+        self._is_copying = False
         return samples
 
     def _tell(self, seq: Sequence, sample: Sample | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ ABORTED = 2  # of llama_decode
 ATTENTION_TILE = 64
 MAX_PADDING = 8  # rows; computing more of them would cost more than the tile saves
 # llama.cpp computes slots that follow each other in one pass over the weights, and those behind a gap in another: with
-# four sequences in slots 0, 1, 2 and 4 a step took 86 ms instead of 58, on a CPU where one more row takes 6 ms.
-MAX_GAP = 2  # slots; on a CPU where a row takes half as long as a pass, closing a wider one would lose time
+# four sequences in slots 0, 1, 2 and 9 a step took 86 ms instead of 57. One row that closes a gap takes 6 to 10 ms, and
+# beginning a pass 8 to 29. It is computed over all that its slot holds, and is to hold little more than the others.
+MAX_FILLER_LEAD = 1024  # tokens
 
 
 class Interrupted(Exception):
@@ -93,7 +94,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Spare:
-    """Rows that are computed for nothing, behind all that a slot holds, because the batch is quicker with them."""
+    """Rows that are computed for nothing, behind all that a slot holds, and removed: a batch is quicker with them.
+
+    They fill the last tile of a prompt, or the gap between two slots.
+    """
 
     slot: int
     position: int
@@ -374,7 +378,7 @@ class Runner:
         llama.llama_sampler_free(sampler)
 
     def run(self, slices: list[Slice]) -> list[Sample | None]:
-        """Compute the batch; for each slice that reaches its sequence's end, the next token. Slices come by slot.
+        """Compute the batch, which comes by slot; for each slice that reaches its sequence's end, the next token.
 
         Raises ProviderError when llama.cpp cannot compute it; the cache is then in an unknown state.
         """
@@ -387,7 +391,7 @@ class Runner:
             raise ProviderError(f"llama.cpp could not compute a batch (code {code}): {self._log.last_error}")
         for each in spare:
             llama.llama_memory_seq_rm(self._memory, each.slot, each.position, -1)
-        return [None if row is None else self._sample(piece, row) for piece, row in zip(slices, rows, strict=True)]
+        return [self._sample(piece, rows[piece.slot]) if piece.slot in rows else None for piece in slices]
 
     def _useful_padding(self, slices: list[Slice]) -> list[Spare]:
         """What fills the last tile of the only slice."""
@@ -398,18 +402,19 @@ class Runner:
         return [Spare(only.slot, end, count)] if is_useful else []
 
     def _useful_fillers(self, slices: list[Slice]) -> list[Spare]:
-        """A row for each slot in narrow gaps between sequences that decode; a prompt takes a pass of its own anyway."""
-        decoding = [piece.slot for piece in slices if piece.seq.is_decoding]
-        if self._remembers or not decoding:
+        """A row for each single slot between those that compute one token; more tokens are several passes anyway."""
+        single = [piece for piece in slices if piece.count == 1]
+        if self._remembers or not single:
             return []
-        gaps = (
-            range(left + 1, right)
-            for left, right in pairwise(piece.slot for piece in slices)
-            if decoding[0] <= left and right <= decoding[-1] and right - left <= MAX_GAP + 1
-        )
-        ends = ((slot, llama.llama_memory_seq_pos_max(self._memory, slot) + 1) for slot in chain.from_iterable(gaps))
+        gaps = [
+            left.slot + 1
+            for left, right in pairwise(slices)
+            if single[0].slot <= left.slot and right.slot <= single[-1].slot and right.slot == left.slot + 2
+        ]
+        ends = [(slot, llama.llama_memory_seq_pos_max(self._memory, slot) + 1) for slot in gaps]
+        limit = min(self.window, max(piece.seq.num_computed for piece in single) + MAX_FILLER_LEAD)
         room = self._batch.size - sum(piece.count for piece in slices)
-        return [Spare(slot, end, 1) for slot, end in ends if end < self.window][:room]
+        return [Spare(slot, end, 1) for slot, end in ends if end < limit][:room]
 
     def embed(self, texts: list[list[int]]) -> list[tuple[float, ...]]:
         """A vector of length 1 for each text: at most TEXTS_PER_BATCH of them, and `window` tokens together.
@@ -518,10 +523,11 @@ def _num_needed(params: SamplingParams) -> int:
 
 
 def _likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int32]:
-    """Ids of the `count` greatest logits and of what equals the least of them, ascending; none when it would not pay.
+    """Ids, ascending, among which are those of the `count` greatest logits; few more, but all that equal the least.
 
-    llama.cpp's samplers begin with a table of the whole vocabulary, which takes eight times as long. Here the logits
-    are laid out in columns: as many of them as the greatest maxima of columns say reach the least of these maxima.
+    None where it would not pay, or the logits are no numbers. llama.cpp's samplers begin with a table of the whole
+    vocabulary, which takes four times as long. Here the logits are laid out in columns: the `count` greatest maxima of
+    columns are `count` logits, so what is less than the least of them is not needed.
     """
     if not 0 < count <= COLUMNS // 4 or len(logits) < COLUMNS:
         return np.empty(0, np.int32)
@@ -586,9 +592,9 @@ class _Batch:
             logits=self._logits.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
-    def fill(self, slices: list[Slice], spare: list[Spare]) -> list[int | None]:
-        """Write the rows by slot; return for each slice the row whose logits will be sampled, if any."""
-        rows: list[int | None] = []
+    def fill(self, slices: list[Slice], spare: list[Spare]) -> dict[int, int]:
+        """Write the rows by slot; return, by slot, the rows whose logits will be sampled."""
+        rows: dict[int, int] = {}
         pieces: list[Slice | Spare] = sorted([*slices, *spare], key=lambda piece: piece.slot) if spare else [*slices]
         end = 0
         for piece in pieces:
@@ -606,7 +612,7 @@ class _Batch:
                 self._token[at] = tokens[first] if piece.count == 1 else tokens[first : first + piece.count]
                 if piece.samples:
                     self._logits[end - 1] = 1
-                rows.append(end - 1 if piece.samples else None)
+                    rows[piece.slot] = end - 1
             self._pos[at] = first if piece.count == 1 else np.arange(first, first + piece.count)
         self.struct.n_tokens = end
         return rows

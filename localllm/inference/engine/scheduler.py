@@ -68,6 +68,10 @@ class Slot:
         # At least one token has to be computed, or there would be no logits to sample.
         return min(count, len(seq.tokens) - 1)
 
+    @property
+    def is_worth_keeping(self) -> bool:
+        return len(self.cached) >= MIN_TOKENS_TO_COPY
+
     def hold(self, other: Slot) -> None:
         self.cached, self.owner, self.num_shared = other.cached, other.owner, other.num_shared
         self.last_used = other.last_used
@@ -142,16 +146,19 @@ class Scheduler:
         return [slot for slot in self.slots if slot.seq is None]
 
     def _beside_running(self, home: Slot, *, is_needed: bool) -> tuple[Slot, Slot | None]:
-        """A free slot with a running neighbour instead of `home`, and where to what it holds can go.
+        """A free slot with a running neighbour, and the one to which its contents go, if they are worth keeping.
 
-        Nothing is lost but what `home` holds, and not even that if it `is_needed`; else it stays at home.
+        That is `home`, whose own contents are given up, or an empty one if those of `home` are needed. Without one it
+        stays `home`: no conversation loses its cache to bring others together.
         """
         if not self.running or self._num_neighbours(home):
             return home, None
-        slot = max(self._free, key=lambda slot: (self._num_neighbours(slot), -slot.last_used))
-        if not slot.cached:
+        beside = [slot for slot in self._free if self._num_neighbours(slot)]
+        slot = max(beside, key=lambda slot: (not slot.is_worth_keeping, self._num_neighbours(slot), -slot.last_used))
+        if not slot.is_worth_keeping:
             return slot, None
-        refuge = home if not is_needed else next((free for free in self._free if not free.cached), None)
+        empty = (free for free in self._free if free is not home and not free.is_worth_keeping)
+        refuge = next(empty, None) if is_needed else home
         return (slot, refuge) if refuge else (home, None)
 
     def _num_neighbours(self, slot: Slot) -> int:
@@ -194,6 +201,11 @@ class Scheduler:
         slot.cached = seq.tokens[: seq.num_computed]
         self._clock += 1
         slot.last_used = self._clock
+
+    def slot_that_holds(self, answered: Sequence) -> Slot | None:
+        """The free slot with all that was computed of a finished sequence, which may have moved."""
+        held = answered.tokens[: answered.num_computed]
+        return next((slot for slot in self._free if slot.owner == answered.owner and slot.cached == held), None)
 
     def forget(self) -> None:
         """The KV cache was lost: no free slot holds anything any more."""

@@ -28,7 +28,8 @@ NUM_CROWDED = 2  # observations in a row: a short burst is over before sleeping 
 # after this time for one observation, because a neighbour may only fill up what nobody wants.
 PACKED_S = 10.0
 # While they sleep on all CPUs and seldom stand in line, the neighbour may have gone, or only give way to those
-# that wake up: spinning is tried for one observation, and more rarely each time that it fails.
+# that wake up: spinning is tried for one observation, and more rarely each time that it fails. So it is where packed
+# threads get all CPUs back, because asleep they stay where they are and go on standing in line for each other.
 FIRST_TRY_S, LAST_TRY_S = 1.0, 32.0
 
 
@@ -73,7 +74,7 @@ class Spinning:
                 return
             self._packing.spread()
             self._seen_at = None
-            if is_roomy:
+            if is_roomy and now >= self._try_at:
                 self._try_to_spin()
         if self._seen_at is None:
             self._seen_at, self._seen_s = now, self._queued_s()
@@ -103,16 +104,17 @@ class Spinning:
         self._seen_at = None
         if self._packing.is_packed and self._packing.is_roomy():
             self._packing.spread()
-            self._try_to_spin()
+            if self._clock() >= self._try_at:
+                self._try_to_spin()
 
     def _sleep(self) -> None:
         self.is_crowded = True
         self._crowd.gather()
 
     def _try_to_spin(self) -> None:
-        """Asleep and left where they were packed, threads would go on standing in line for each other."""
+        """For one observation: if that is crowded, they sleep again, and longer."""
         self.is_crowded = False
-        self._num_crowded = NUM_CROWDED - 1  # the first crowded observation ends the try
+        self._num_crowded = NUM_CROWDED - 1
         self._crowd.disperse()
 
 
