@@ -44,7 +44,7 @@ POOLING_TYPES: dict[Pooling, int] = {
 }
 TEXTS_PER_BATCH = 64  # of an embedding model; llama.cpp takes 256 sequences at most
 FLASH_TYPES = {"auto": -1, "off": 0, "on": 1}
-COLUMNS = 1024
+COLUMNS = 1024  # of the table in which the likeliest tokens are looked for
 TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LOG_LEVEL_ERROR = 4  # GGML_LOG_LEVEL_ERROR; the bindings do not export it
 DEVICE_TYPE_GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU, one with memory of its own
@@ -182,8 +182,8 @@ class Runner:
 
     def _open_context(self, settings: EngineSettings) -> None:
         params = llama.llama_context_default_params()
-        # Every slot has a cache of its own: a neighbour's long conversation then neither slows an
-        # answer nor changes its arithmetic (docs/decisions.md, "kv_unified").
+        # Every slot has a cache of its own: attention then runs over as many cells as the longest conversation of
+        # a pass has, not over those of all together (docs/decisions.md, "kv_unified").
         params.kv_unified = False
         params.n_ctx = self.window * self.num_slots
         params.n_seq_max = self.num_slots
